@@ -1,0 +1,57 @@
+//! A database of its own for each test, on the server that the run shares.
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
+use uuid::Uuid;
+
+/// Names the shared PostgreSQL server: a URL to a database in which databases may be created.
+pub const DATABASE_SERVER: &str = "TEST_DATABASE_URL";
+/// Names the shared Kafka: host:port.
+pub const KAFKA_BROKERS: &str = "TEST_KAFKA_BROKERS";
+
+/// The value of one of the two variables.
+///
+/// # Panics
+/// When it is not set: tests run by `make test`, which starts the servers.
+#[must_use]
+#[allow(clippy::disallowed_methods)]
+pub fn shared(variable: &str) -> String {
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run the tests with `make test`"))
+}
+
+/// A fresh, migrated database.
+#[derive(Debug)]
+pub struct Database {
+    url: String,
+}
+
+impl Database {
+    /// Creates the database and applies every migration.
+    ///
+    /// # Panics
+    /// When the server cannot be reached.
+    pub async fn create() -> Self {
+        let server: PgConnectOptions = shared(DATABASE_SERVER).parse().expect("a PostgreSQL URL");
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        let mut admin = server.connect().await.expect("PostgreSQL answers");
+        admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("database created");
+        let database = Self { url: server.database(&name).to_url_lossy().to_string() };
+        orders::MIGRATOR.run(&database.pool().await).await.expect("migrated");
+        database
+    }
+
+    /// What goes into `DATABASE_URL`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A pool of up to 10 connections.
+    ///
+    /// # Panics
+    /// When the database cannot be reached.
+    pub async fn pool(&self) -> PgPool {
+        PgPoolOptions::new().max_connections(10).connect(&self.url).await.expect("database answers")
+    }
+}

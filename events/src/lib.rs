@@ -1,0 +1,20 @@
+//! The event contract between the pipeline and everybody who subscribes to it.
+//!
+//! Owns the order event types, their JSON, the CloudEvents 1.0 attributes that travel as Kafka
+//! headers, and the inbox that makes a consumer's effect happen once. Knows nothing of how an
+//! event came to be: the API writes these types, the relay moves them, consumers read them.
+//!
+//! Features: `kafka` (headers to and from Kafka messages), `inbox` (the consumer loop).
+
+mod cloudevents;
+mod ids;
+#[cfg(feature = "inbox")]
+pub mod inbox;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+mod order;
+
+pub use cloudevents::{Attributes, MalformedEvent, SPEC_VERSION, header};
+pub use ids::{EventId, OrderId};
+pub use iso_currency::Currency;
+pub use order::{AGGREGATE_ORDER, OrderCancelled, OrderCreated, OrderEvent, OrderStatus, UnknownEvent};
