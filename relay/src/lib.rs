@@ -1,1 +1,143 @@
-//! placeholder
+//! The relay: everything that happens after an order is committed.
+//!
+//! Three stages, each reading one store and writing the next: `publish` moves the outbox to
+//! Kafka, `notify` turns order events into notifications, `mail` sends them.
+
+mod backoff;
+mod bell;
+pub mod config;
+mod db;
+mod health;
+mod kafka;
+mod mail;
+mod notify;
+mod publish;
+pub mod telemetry;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use sqlx::ConnectOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::config::{RunArgs, Stage};
+use self::health::Health;
+use self::mail::{Mailer, Smtp, SmtpUrlError};
+use self::notify::Notifier;
+use self::publish::Publisher;
+use self::publish::core::Limits;
+
+/// Why the relay cannot start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The address of the health pages is taken or not ours.
+    #[error("cannot listen on RELAY_LISTEN={address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The mail server's URL cannot be read.
+    #[error(transparent)]
+    Smtp(#[from] SmtpUrlError),
+    /// A stage panicked or ended by itself.
+    #[error("stage `{0}` ended by itself")]
+    Ended(&'static str),
+}
+
+/// Runs the stages until shutdown. The first to end ends the others.
+///
+/// # Errors
+/// [`RunError`] when a stage cannot start or ends without being asked to.
+pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunError> {
+    let health = Health::default();
+    let database = args.database_url.clone().application_name("relay").disable_statement_logging();
+    let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
+    let listener = TcpListener::bind(args.relay_listen)
+        .await
+        .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
+
+    let mut tasks: Vec<(&'static str, Pin<Box<dyn Future<Output = ()> + Send>>)> = Vec::new();
+    for stage in args.stages() {
+        match stage {
+            Stage::Publish => {
+                let publisher = Publisher {
+                    pool: db::pool(database.clone(), 4),
+                    kafka: args.kafka(),
+                    limits: Limits::default(),
+                    lease: args.lease(),
+                    holder: holder.clone(),
+                    health: health.stage("publish"),
+                };
+                tasks.push(("publish", Box::pin(publisher.run(shutdown.clone()))));
+            }
+            Stage::Notify => {
+                let notifier = Notifier {
+                    pool: db::pool(database.clone(), 2),
+                    kafka: args.kafka(),
+                    group: args.notify_group.clone(),
+                    mail_domain: args.mail_from.email.domain().to_owned(),
+                    health: health.stage("notify"),
+                };
+                tasks.push(("notify", Box::pin(notifier.run(shutdown.clone()))));
+            }
+            Stage::Mail => {
+                let mailer = Mailer {
+                    pool: db::pool(database.clone(), 10),
+                    smtp: Smtp::new(&args.smtp_url)?,
+                    from: args.mail_from.clone(),
+                    holder: holder.clone(),
+                    on_unknown: args.mail_on_unknown,
+                    health: health.stage("mail"),
+                };
+                tasks.push(("mail", Box::pin(mailer.run(shutdown.clone()))));
+            }
+        }
+    }
+
+    let pages_until = CancellationToken::new();
+    let pages = health::serve(listener, health, pages_until.clone());
+    tasks.push((
+        "health",
+        Box::pin(async move {
+            if let Err(error) = pages.await {
+                tracing::error!(%error, "the health pages ended");
+            }
+        }),
+    ));
+    supervise(tasks, shutdown, pages_until).await
+}
+
+async fn supervise(
+    tasks: Vec<(&'static str, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    shutdown: CancellationToken,
+    pages_until: CancellationToken,
+) -> Result<(), RunError> {
+    let mut stages = tasks.len() - 1;
+    let mut set = JoinSet::new();
+    let mut names = std::collections::HashMap::new();
+    for (name, task) in tasks {
+        names.insert(set.spawn(task).id(), name);
+    }
+    let mut result = Ok(());
+    while let Some(ended) = set.join_next_with_id().await {
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        if ended.is_err() || !shutdown.is_cancelled() {
+            result = result.and(Err(RunError::Ended(names.get(&id).copied().unwrap_or("?"))));
+            shutdown.cancel();
+        }
+        stages = stages.saturating_sub(1);
+        if stages == 0 {
+            pages_until.cancel();
+        }
+    }
+    result
+}

@@ -1,2 +1,44 @@
-//! placeholder
-fn main() {}
+//! The `relay` binary: reads its settings, starts logging, and runs the stages.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use relay::config::{Cli, Command};
+use relay::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { command: Command::Run(args) } = Cli::parse();
+    if let Err(error) = telemetry::init(&args.log) {
+        eprintln!("error: RUST_LOG: {error}");
+        return ExitCode::from(2);
+    }
+    let shutdown = CancellationToken::new();
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(term), Ok(int)) => (term, int),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let stop = shutdown.clone();
+    let stopper = async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("stopping");
+        stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = relay::run(*args, shutdown) => ended,
+        () = stopper => Ok(()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

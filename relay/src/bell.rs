@@ -1,0 +1,86 @@
+//! The bell: a PostgreSQL NOTIFY that says "look now". It only saves waiting; every stage polls
+//! anyway, so nothing rests on a bell that is heard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+use tokio::sync::Notify;
+
+use crate::backoff::Backoff;
+
+/// Rung by the API after a commit.
+pub const OUTBOX: &str = "outbox";
+/// Rung by `notify` after new notifications are committed.
+pub const MAIL: &str = "relay_mail";
+
+/// Hears one channel. Register it before the first read: what rings in between is remembered.
+#[derive(Debug)]
+pub struct Bell {
+    channel: &'static str,
+    rung: Arc<Notify>,
+    connected: Arc<AtomicBool>,
+}
+
+impl Bell {
+    /// A bell that hears nothing until [`Bell::listen`] runs.
+    #[must_use]
+    pub fn new(channel: &'static str) -> Self {
+        Self { channel, rung: Arc::default(), connected: Arc::default() }
+    }
+
+    /// Waits for a ring since the last call. Cancelling loses none.
+    pub async fn heard(&self) {
+        self.rung.notified().await;
+    }
+
+    /// Whether rings can be heard at the moment; if not, poll more often.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Listens for ever, connecting again as often as needed. To be run beside the stage.
+    pub fn listen(&self, pool: PgPool) -> impl Future<Output = ()> + Send + use<> {
+        let (channel, rung, connected) = (self.channel, Arc::clone(&self.rung), Arc::clone(&self.connected));
+        async move {
+            let mut backoff = Backoff::for_outage();
+            loop {
+                if let Err(error) = hear(&pool, channel, &rung, &connected, &mut backoff).await {
+                    tracing::debug!(channel, %error, "the bell is not connected; polling instead");
+                }
+                connected.store(false, Ordering::Relaxed);
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+    }
+}
+
+async fn hear(
+    pool: &PgPool,
+    channel: &str,
+    rung: &Notify,
+    connected: &AtomicBool,
+    backoff: &mut Backoff,
+) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(channel).await?;
+    connected.store(true, Ordering::Relaxed);
+    backoff.reset();
+    loop {
+        // What was rung while the connection was away is not delivered again.
+        rung.notify_one();
+        if listener.try_recv().await?.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Rings a channel.
+///
+/// # Errors
+/// Whatever the database says; the listener's polling then finds the work.
+pub async fn ring(pool: &PgPool, channel: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!("select pg_notify($1, '')", channel).execute(pool).await.map(drop)
+}

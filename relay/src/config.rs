@@ -1,0 +1,142 @@
+//! The settings: a flag or an environment variable, nothing else.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lettre::message::Mailbox;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::kafka::{self, Properties};
+
+/// Publishes the outbox to Kafka and sends the notifications.
+#[derive(Debug, Parser)]
+#[command(
+    name = "relay",
+    version,
+    after_help = "Example:\n  DATABASE_URL=postgres://orders@127.0.0.1/orders relay run"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run stages until SIGTERM or SIGINT; all three when none is named.
+    #[command(
+        after_help = "Example:\n  relay run publish     only the publisher\n  relay run             publish, notify and mail in one process"
+    )]
+    Run(Box<RunArgs>),
+}
+
+/// A stage of the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// Moves the outbox to Kafka.
+    Publish,
+    /// Turns order events into notifications.
+    Notify,
+    /// Sends the notifications by SMTP.
+    Mail,
+}
+
+/// Settings of `relay run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Stages to run.
+    pub stages: Vec<Stage>,
+    /// PostgreSQL, for example postgres://user:password@host/database.
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: PgConnectOptions,
+    /// Kafka bootstrap servers, host:port,host:port.
+    #[arg(long, env, default_value = "127.0.0.1:9092")]
+    pub kafka_brokers: String,
+    /// Topic of the order events.
+    #[arg(long, env, default_value = "orders.events.v1")]
+    pub kafka_topic: String,
+    /// More librdkafka properties, k=v,k=v (TLS, SASL, tuning).
+    #[arg(long, env, default_value = "", hide_env_values = true)]
+    pub kafka_properties: Properties,
+    /// CloudEvents source of every event, a URI-reference. Source and id together are unique.
+    #[arg(long, env, default_value = "/orders")]
+    pub events_source: String,
+    /// Consumer group of the notify stage.
+    #[arg(long, env, default_value = "orders-notify")]
+    pub notify_group: String,
+    /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required.
+    #[arg(long, env, default_value = "smtp://127.0.0.1:1025", hide_env_values = true)]
+    pub smtp_url: String,
+    /// Sender of the e-mails.
+    #[arg(long, env, default_value = "Orders <orders@localhost>")]
+    pub mail_from: Mailbox,
+    /// Where to serve /healthz and /readyz.
+    #[arg(long, env, default_value = "127.0.0.1:9464")]
+    pub relay_listen: SocketAddr,
+    /// Seconds after which a standby takes over from a publisher that is gone.
+    #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
+    pub relay_lease_seconds: u64,
+    /// What an e-mail whose outcome is unknown becomes: sent again with the same Message-ID, or
+    /// held for the operator.
+    #[arg(long, env, value_enum, default_value = "resend")]
+    pub mail_on_unknown: OnUnknown,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What to do with an e-mail whose outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnUnknown {
+    /// Send it again with the same Message-ID.
+    Resend,
+    /// Leave it as it is.
+    Hold,
+}
+
+/// Settings of logging.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Which log lines to write, in the syntax of tracing's EnvFilter.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+    /// How log lines are written.
+    #[arg(long, env, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl RunArgs {
+    /// The stages to run.
+    #[must_use]
+    pub fn stages(&self) -> Vec<Stage> {
+        if self.stages.is_empty() { Stage::value_variants().to_vec() } else { self.stages.clone() }
+    }
+
+    /// Where Kafka is.
+    #[must_use]
+    pub fn kafka(&self) -> kafka::Settings {
+        kafka::Settings {
+            brokers: self.kafka_brokers.clone(),
+            topic: self.kafka_topic.clone(),
+            source: self.events_source.clone(),
+            properties: self.kafka_properties.clone(),
+        }
+    }
+
+    /// Time to live of the publisher's lease.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(self.relay_lease_seconds)
+    }
+}

@@ -1,0 +1,21 @@
+//! All SQL of the relay. Every statement stands beside the invariant that it keeps.
+
+pub mod lease;
+pub mod notifications;
+pub mod outbox;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+/// A pool for one stage. Connections are not pinged before use: every caller copes with a broken
+/// one anyway, and a ping would double the round trips.
+#[must_use]
+pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .test_before_acquire(false)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(options)
+}

@@ -1,0 +1,93 @@
+//! What each stage says of itself, and the page that shows it: `/healthz` (the process is alive)
+//! and `/readyz` (503 with the reason when a stage has work and makes no progress).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// The state of all stages of this process.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct StageState {
+    doing: &'static str,
+    problem: Option<String>,
+}
+
+/// One stage's own part of [`Health`].
+#[derive(Clone, Debug)]
+pub struct StageHealth {
+    all: Health,
+    stage: &'static str,
+}
+
+impl Health {
+    /// The part of a stage; from now on it is listed as starting.
+    #[must_use]
+    pub fn stage(&self, stage: &'static str) -> StageHealth {
+        self.lock().insert(stage, StageState { doing: "starting", problem: None });
+        StageHealth { all: self.clone(), stage }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, StageState>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StageHealth {
+    /// The stage works, or has nothing to do. Logs once when a trouble is over.
+    pub fn well(&self, doing: &'static str) {
+        let before = self.all.lock().insert(self.stage, StageState { doing, problem: None });
+        if before.is_some_and(|state| state.problem.is_some()) {
+            tracing::info!(stage = self.stage, "trouble is over: {doing}");
+        }
+    }
+
+    /// The stage has work and makes no progress. Logs once, when the trouble begins.
+    pub fn trouble(&self, problem: impl Into<String>) {
+        let problem = problem.into();
+        let mut all = self.all.lock();
+        let state = all.entry(self.stage).or_default();
+        if state.problem.is_none() {
+            tracing::warn!(stage = self.stage, "no progress, and waiting: {problem}");
+        }
+        state.problem = Some(problem);
+    }
+}
+
+/// The pages.
+pub fn router(health: Health) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { Json(serde_json::json!({"status": "alive"})) }))
+        .route("/readyz", get(readyz))
+        .with_state(health)
+}
+
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    let stages = health.lock().clone();
+    let ready = stages.values().all(|stage| stage.problem.is_none());
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let word = if ready { "ready" } else { "no progress" };
+    (status, Json(serde_json::json!({"status": word, "stages": stages})))
+}
+
+/// Serves the pages until shutdown.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), std::io::Error> {
+    axum::serve(listener, router(health)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}

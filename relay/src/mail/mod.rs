@@ -1,0 +1,190 @@
+//! The `mail` stage: leases due notifications and sends them by SMTP.
+//!
+//! `pending → sending → sent | pending (transient, backoff) | failed (permanent) | unknown`.
+//! A notification whose lease ran out while `sending` is `unknown`: the server may or may not have
+//! taken it. It is sent again with the same Message-ID, or held.
+
+mod message;
+mod smtp;
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use lettre::message::Mailbox;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+pub use self::smtp::{Smtp, SmtpUrlError};
+use crate::backoff::Backoff;
+use crate::bell::{self, Bell};
+use crate::config::OnUnknown;
+use crate::db::notifications::{self, Leased};
+use crate::health::StageHealth;
+
+/// Notifications leased at a time.
+const LEASE: i64 = 64;
+/// Mails sent at the same time.
+const CONNECTIONS: usize = 8;
+/// How long a leased mail may take; after that its outcome counts as unknown.
+const LEASE_TIME: Duration = Duration::from_secs(120);
+/// How often to look when no bell rings.
+const POLL: Duration = Duration::from_secs(1);
+
+/// What an e-mail is about; with order and version it is the dedup key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The order was accepted.
+    Confirmation,
+    /// The order was cancelled.
+    Cancellation,
+}
+
+impl Kind {
+    /// The word in the database and in the Message-ID.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmation => "confirmation",
+            Self::Cancellation => "cancellation",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What became of one attempt to send.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The server has taken it.
+    Sent,
+    /// The server refused it for now.
+    Deferred(String),
+    /// The server refused it for good, or it cannot be sent at all.
+    Failed(String),
+    /// The server is away. That is no attempt.
+    Away(String),
+    /// Shutdown came first.
+    NotTried,
+}
+
+/// What one pass did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Notifications that were leased.
+    pub leased: usize,
+    /// Notifications that are sent now.
+    pub sent: usize,
+    /// Why the server is away, if it is.
+    pub outage: Option<String>,
+}
+
+/// The stage.
+#[derive(Debug)]
+pub struct Mailer {
+    /// Its connections.
+    pub pool: PgPool,
+    /// The mail server.
+    pub smtp: Smtp,
+    /// Sender.
+    pub from: Mailbox,
+    /// The name under which it leases.
+    pub holder: String,
+    /// What to do with unknown outcomes.
+    pub on_unknown: OnUnknown,
+    /// Where it says how it is.
+    pub health: StageHealth,
+}
+
+impl Mailer {
+    /// Sends mail until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let bell = Bell::new(bell::MAIL);
+        tokio::select! {
+            () = bell.listen(self.pool.clone()) => {}
+            () = self.passes(&bell, &shutdown) => {}
+        }
+    }
+
+    async fn passes(&self, bell: &Bell, shutdown: &CancellationToken) {
+        let mut backoff = Backoff::for_outage();
+        let mut limit = LEASE;
+        while !shutdown.is_cancelled() {
+            let wait = match self.run_once(limit, shutdown).await {
+                Ok(Pass { outage: Some(reason), .. }) => {
+                    self.health.trouble(format!("SMTP: {reason}"));
+                    // One mail finds out whether the server is back.
+                    limit = 1;
+                    Some(backoff.next_wait())
+                }
+                Ok(Pass { leased, .. }) => {
+                    self.health.well("sending mail");
+                    backoff.reset();
+                    limit = LEASE;
+                    (leased == 0).then_some(POLL)
+                }
+                Err(error) => {
+                    self.health.trouble(format!("PostgreSQL: {error}"));
+                    Some(backoff.next_wait())
+                }
+            };
+            if let Some(wait) = wait {
+                tokio::select! {
+                    () = bell.heard(), if limit > 1 => {}
+                    () = tokio::time::sleep(wait) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    /// Leases up to `limit` due notifications, sends them and records each outcome. A stop lets
+    /// those under way end and gives the others back, so it leaves no `unknown`.
+    ///
+    /// # Errors
+    /// Whatever the database says. A mail that was sent and could not be recorded becomes `unknown`.
+    pub async fn run_once(&self, limit: i64, shutdown: &CancellationToken) -> Result<Pass, sqlx::Error> {
+        notifications::expire_leases(&self.pool).await?;
+        let resend_unknown = self.on_unknown == OnUnknown::Resend;
+        let leased =
+            notifications::lease(&self.pool, &self.holder, LEASE_TIME, limit, resend_unknown).await?;
+        let mut pass = Pass { leased: leased.len(), ..Pass::default() };
+        let away = &CancellationToken::new();
+        let mut attempts = stream::iter(leased)
+            .map(|mail| async move {
+                let attempt = if shutdown.is_cancelled() || away.is_cancelled() {
+                    Attempt::NotTried
+                } else {
+                    self.send(&mail).await
+                };
+                if matches!(attempt, Attempt::Away(_)) {
+                    away.cancel();
+                }
+                (notifications::record(&self.pool, &self.holder, &mail, &attempt).await, attempt)
+            })
+            .buffer_unordered(CONNECTIONS);
+        let mut recorded = Ok(());
+        while let Some((result, attempt)) = attempts.next().await {
+            // The others are under way: they are recorded all the same.
+            recorded = recorded.and(result);
+            match attempt {
+                Attempt::Sent => pass.sent += 1,
+                Attempt::Away(reason) => pass.outage = Some(reason),
+                Attempt::Deferred(_) | Attempt::Failed(_) | Attempt::NotTried => {}
+            }
+        }
+        recorded.map(|()| pass)
+    }
+
+    async fn send(&self, mail: &Leased) -> Attempt {
+        match message::build(&self.from, mail) {
+            Ok(message) => self.smtp.send(message).await,
+            Err(error) => Attempt::Failed(error.to_string()),
+        }
+    }
+}

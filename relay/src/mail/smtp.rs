@@ -1,0 +1,68 @@
+//! The mail server: its URL, its connections, and what its answers mean.
+
+use std::time::Duration;
+
+use lettre::transport::smtp::{Error, PoolConfig};
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+
+use super::{Attempt, CONNECTIONS};
+
+/// How long a connection, or a command on it, may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A pool of connections to the server.
+#[derive(Debug)]
+pub struct Smtp(AsyncSmtpTransport<Tokio1Executor>);
+
+/// The URL names no mail server.
+#[derive(Debug, thiserror::Error)]
+#[error("SMTP_URL: {0}; use smtp://host:port, smtps://user:password@host:465 or smtp://host?tls=required")]
+pub struct SmtpUrlError(Error);
+
+impl Smtp {
+    /// Connections to the server at `url`, made when they are needed.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn new(url: &str) -> Result<Self, SmtpUrlError> {
+        let connections = u32::try_from(CONNECTIONS).unwrap_or(1);
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(SmtpUrlError)?
+            .timeout(Some(TIMEOUT))
+            .pool_config(PoolConfig::new().max_size(connections))
+            .build();
+        Ok(Self(transport))
+    }
+
+    pub(super) async fn send(&self, message: Message) -> Attempt {
+        match self.0.send(message).await {
+            Ok(_) => Attempt::Sent,
+            Err(error) => classify(&error),
+        }
+    }
+}
+
+/// A 5xx concerns this mail for good and a 4xx for now; everything else is the server being away.
+fn classify(error: &Error) -> Attempt {
+    let words = with_sources(error);
+    if error.is_permanent() {
+        Attempt::Failed(words)
+    } else if error.is_transient() {
+        Attempt::Deferred(words)
+    } else {
+        Attempt::Away(words)
+    }
+}
+
+fn with_sources(error: &Error) -> String {
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        source = cause.source();
+    }
+    words
+}

@@ -1,0 +1,114 @@
+//! The `notify` stage: a subscriber of the topic like any other, through the same inbox that is
+//! offered to everybody. An order event becomes a notification, in the transaction of its dedup
+//! key; sending it is the business of `mail`.
+
+use std::time::Duration;
+
+use events::OrderEvent;
+use events::inbox::{self, Handler, Inbox, InboxError};
+use events::kafka::Event;
+use sqlx::{PgConnection, PgPool};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::bell;
+use crate::db::notifications;
+use crate::health::StageHealth;
+use crate::kafka;
+use crate::mail::Kind;
+
+/// The name of this consumer's dedup keys.
+const CONSUMER: &str = "notify";
+/// A pass that waits longer than this has simply nothing to do.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The stage.
+#[derive(Debug)]
+pub struct Notifier {
+    /// Its connections.
+    pub pool: PgPool,
+    /// Where to subscribe.
+    pub kafka: kafka::Settings,
+    /// Consumer group.
+    pub group: String,
+    /// Right side of the `@` in every Message-ID.
+    pub mail_domain: String,
+    /// Where it says how it is.
+    pub health: StageHealth,
+}
+
+/// Turns an event into a notification.
+struct Notify {
+    mail_domain: String,
+}
+
+impl Handler for Notify {
+    async fn handle(&mut self, event: &Event, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let order_event = match event.order_event() {
+            Ok(order_event) => order_event,
+            Err(error) => {
+                tracing::error!(event.id = %event.attributes.id, %error, "no notification for an event that cannot be read");
+                return Ok(());
+            }
+        };
+        let kind = match order_event {
+            OrderEvent::Created(_) => Kind::Confirmation,
+            OrderEvent::Cancelled(_) => Kind::Cancellation,
+        };
+        let (order, version) = (order_event.order_id(), event.attributes.version);
+        // Fixed here, from the dedup key: whoever resends the mail resends this id.
+        let message_id = format!("<{kind}.{order}.{version}@{}>", self.mail_domain);
+        notifications::insert(connection, kind, order, version, &message_id, &event.data).await
+    }
+}
+
+impl Notifier {
+    /// Subscribes and handles events until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::for_outage();
+        let mut inbox = loop {
+            match inbox::consumer(self.kafka.client(), &self.group, &self.kafka.topic) {
+                Ok(consumer) => {
+                    let handler = Notify { mail_domain: self.mail_domain.clone() };
+                    break Inbox::new(consumer, self.pool.clone(), CONSUMER, handler);
+                }
+                Err(error) => self.health.trouble(format!("Kafka: {error}")),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_wait()) => {}
+                () = shutdown.cancelled() => return,
+            }
+        };
+        while !shutdown.is_cancelled() {
+            tokio::select! {
+                // A pass that is cut off by shutdown has not committed: its events come again.
+                () = self.pass(&mut inbox, &mut backoff) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        if tokio::task::spawn_blocking(move || inbox.close()).await.is_err() {
+            tracing::error!("leaving the consumer group failed");
+        }
+    }
+
+    async fn pass(&self, inbox: &mut Inbox<Notify>, backoff: &mut Backoff) {
+        match tokio::time::timeout(QUIET, self.run_once(inbox)).await {
+            Ok(Ok(())) | Err(_) => {
+                backoff.reset();
+                self.health.well("subscribed");
+            }
+            Ok(Err(error)) => {
+                self.health.trouble(error.to_string());
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+    }
+
+    async fn run_once(&self, inbox: &mut Inbox<Notify>) -> Result<(), InboxError> {
+        if inbox.run_once().await?.handled > 0 {
+            // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
+            bell::ring(&self.pool, bell::MAIL).await?;
+        }
+        Ok(())
+    }
+}

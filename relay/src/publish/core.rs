@@ -1,0 +1,375 @@
+//! What the publisher decides: which rows to read next, what may be sent, what an answer of Kafka
+//! means, what to checkpoint, when it is done. A state machine without I/O, clock or async:
+//! [`Core::handle`] takes what happened, [`Core::next`] gives what to do, and both are told the
+//! time. So the whole publisher runs in a deterministic simulation (`simulation.rs`).
+
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::frontier::{Frontier, Holders, Numbers};
+use super::gate::{Due, Gate};
+use super::row::Row;
+
+/// Bounds of memory and pace. The defaults are the measured ones.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Events in memory, those with Kafka included.
+    pub events: usize,
+    /// Bytes of payload in memory.
+    pub bytes: usize,
+    /// Rows of one read.
+    pub rows: usize,
+    /// How often to read when no bell rings.
+    pub poll: Duration,
+    /// Time between checkpoints, at least.
+    pub checkpoint: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            events: 10_000,
+            bytes: 64 << 20,
+            rows: 2_000,
+            poll: Duration::from_secs(1),
+            checkpoint: Duration::from_millis(50),
+        }
+    }
+}
+
+/// A checkpoint takes at most one part in so many of the time.
+const CHECKPOINT_SHARE: u32 = 10;
+/// How often the writers' locks are looked at while a hole is open: at first, and at most.
+const LOOK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
+/// How long nothing is sent after a transient refusal: at first, and at most.
+const PAUSE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+/// Payload that a row is assumed to have before the first rows are read.
+const ASSUMED_ROW_BYTES: usize = 64 << 10;
+
+/// What a refusal means. Unknown means transient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It will pass: wait, spend nothing.
+    Transient,
+    /// This event, or one that travelled with it, will never be taken.
+    Permanent,
+    /// The producer is beyond use.
+    Fatal,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// The read is done: its rows, ascending, and whether it stopped at its row limit.
+    Rows {
+        /// The rows.
+        rows: Vec<Row>,
+        /// Whether there may be more.
+        cut: bool,
+    },
+    /// The transactions that hold the writers' lock, looked up after the latest read ended.
+    Holders(Holders),
+    /// Kafka has the event, on all in-sync replicas.
+    Acknowledged(i64),
+    /// Kafka did not take the event.
+    Refused {
+        /// The event.
+        seq: i64,
+        /// What that means.
+        verdict: Verdict,
+        /// The words of the broker or the client library.
+        detail: String,
+    },
+    /// The checkpoint is committed.
+    Saved,
+    /// Somebody has committed something.
+    Bell,
+    /// Stop: finish what is with Kafka, checkpoint, and be done.
+    Drain,
+}
+
+/// What to do. At most one of `Read` and `LookUpHolders`, and at most one `Checkpoint`, is under
+/// way at a time.
+#[derive(Debug)]
+pub enum Command {
+    /// Read, in one statement, the rows in `open` and those above `above`, `limit` rows at most.
+    Read {
+        /// Numbers below `above` that are still to be seen.
+        open: Vec<RangeInclusive<i64>>,
+        /// The highest number read so far.
+        above: i64,
+        /// Row limit.
+        limit: usize,
+    },
+    /// Look up who holds the writers' lock.
+    LookUpHolders,
+    /// Hand the event to Kafka.
+    Send(Due),
+    /// Commit, in one transaction and fenced by the epoch, that these are settled and parked.
+    Checkpoint(Checkpoint),
+    /// The producer is beyond use: make a new one and start again from what is checkpointed.
+    Rebuild(String),
+    /// Drained: everything settled is checkpointed.
+    Done,
+}
+
+/// What has been settled since the last checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Acknowledged, parked or rolled back, ascending.
+    pub settled: Vec<RangeInclusive<i64>>,
+    /// The parked ones among them.
+    pub parked: Vec<ParkedEvent>,
+}
+
+/// An event on its way to the dead letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedEvent {
+    /// Its number in the outbox.
+    pub seq: i64,
+    /// Why Kafka refused it; none when it only goes behind an earlier event of its order.
+    pub refusal: Option<String>,
+}
+
+/// Nothing is sent for a while, because Kafka would not take an event for now.
+#[derive(Debug)]
+struct Circuit {
+    until: Duration,
+    pause: Duration,
+    /// One event is on its way to find out.
+    probing: bool,
+    reason: String,
+}
+
+/// The publisher's state.
+#[derive(Debug)]
+pub struct Core {
+    limits: Limits,
+    frontier: Frontier,
+    gate: Gate,
+    unsaved: Numbers,
+    unsaved_parked: Vec<ParkedEvent>,
+    saving_since: Option<Duration>,
+    save_at: Duration,
+    /// A read or a look at the locks is under way.
+    reading: bool,
+    rung: bool,
+    more: bool,
+    poll_at: Duration,
+    look_at: Duration,
+    look_pace: Duration,
+    row_bytes: usize,
+    circuit: Option<Circuit>,
+    fatal: Option<String>,
+    draining: bool,
+}
+
+impl Core {
+    /// Starts from what the sink has settled and the orders that have dead letters.
+    #[must_use]
+    pub fn new(limits: Limits, settled: &Numbers, parked: HashSet<Uuid>) -> Self {
+        Self {
+            frontier: Frontier::new(settled),
+            gate: Gate::new(limits.events, parked),
+            limits,
+            unsaved: Numbers::new(),
+            unsaved_parked: Vec::new(),
+            saving_since: None,
+            save_at: Duration::ZERO,
+            reading: false,
+            rung: true,
+            more: false,
+            poll_at: Duration::ZERO,
+            look_at: Duration::ZERO,
+            look_pace: *LOOK.start(),
+            row_bytes: ASSUMED_ROW_BYTES,
+            circuit: None,
+            fatal: None,
+            draining: false,
+        }
+    }
+
+    /// Takes what happened at `now`, a time since any fixed start.
+    pub fn handle(&mut self, now: Duration, input: Input) {
+        match input {
+            Input::Rows { rows, cut } => self.rows(now, rows, cut),
+            Input::Holders(holders) => {
+                self.reading = false;
+                self.frontier.holders(&holders);
+                self.look_at = now + self.look_pace;
+                self.look_pace = (self.look_pace * 2).min(*LOOK.end());
+            }
+            Input::Acknowledged(seq) => {
+                if self.gate.acknowledged(seq) {
+                    self.unsaved.insert(seq..=seq);
+                }
+                self.circuit = None;
+            }
+            Input::Refused { seq, verdict: Verdict::Transient, detail } => {
+                self.gate.put_back(seq);
+                self.open_circuit(now, detail);
+            }
+            Input::Refused { seq, verdict: Verdict::Permanent, detail } => {
+                let parked = self.gate.refused(seq);
+                if let Some(seq) = parked.refused {
+                    self.park(seq, Some(detail));
+                }
+                for seq in parked.behind {
+                    self.park(seq, None);
+                }
+                // Kafka answers, so it is not away.
+                self.circuit = None;
+            }
+            Input::Refused { verdict: Verdict::Fatal, detail, .. } => self.fatal = Some(detail),
+            Input::Saved => {
+                let took = now.saturating_sub(self.saving_since.take().unwrap_or(now));
+                self.save_at = now + self.limits.checkpoint.max(took * CHECKPOINT_SHARE);
+            }
+            Input::Bell => self.rung = true,
+            Input::Drain => self.draining = true,
+        }
+    }
+
+    /// What to do now; to be called until it gives nothing.
+    pub fn next(&mut self, now: Duration) -> Option<Command> {
+        if let Some(detail) = self.fatal.take() {
+            return Some(Command::Rebuild(detail));
+        }
+        if self.may_send(now)
+            && let Some(due) = self.gate.send_next()
+        {
+            if let Some(circuit) = &mut self.circuit {
+                circuit.probing = true;
+            }
+            return Some(Command::Send(due));
+        }
+        let last_call = self.draining && self.gate.in_flight() == 0;
+        if self.saving_since.is_none() && !self.unsaved.is_empty() && (now >= self.save_at || last_call) {
+            self.saving_since = Some(now);
+            return Some(Command::Checkpoint(Checkpoint {
+                settled: std::mem::take(&mut self.unsaved).into_iter().collect(),
+                parked: std::mem::take(&mut self.unsaved_parked),
+            }));
+        }
+        if last_call && self.saving_since.is_none() {
+            return Some(Command::Done);
+        }
+        if self.reading || self.draining {
+            return None;
+        }
+        if self.frontier.wants_holders() && now >= self.look_at {
+            self.reading = true;
+            return Some(Command::LookUpHolders);
+        }
+        self.next_read(now)
+    }
+
+    /// When [`Core::next`] may have something to do although nothing happens; none when only an
+    /// answer can bring something to do.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Duration> {
+        let may_look = !self.reading && !self.draining;
+        let poll = (may_look && self.read_limit().is_some()).then_some(self.poll_at);
+        let look = (may_look && self.frontier.wants_holders()).then_some(self.look_at);
+        let save = (self.saving_since.is_none() && !self.unsaved.is_empty()).then_some(self.save_at);
+        let probe = self.circuit.as_ref().filter(|c| !c.probing && !self.draining).map(|c| c.until);
+        [poll, look, save, probe].into_iter().flatten().min()
+    }
+
+    /// Why nothing is sent at the moment, if so.
+    #[must_use]
+    pub fn circuit_reason(&self) -> Option<&str> {
+        self.circuit.as_ref().map(|c| c.reason.as_str())
+    }
+
+    /// Events that are with Kafka.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.gate.in_flight()
+    }
+
+    /// Numbers that were drawn and are not visible.
+    #[must_use]
+    pub fn holes(&self) -> i64 {
+        self.frontier.hole_count()
+    }
+
+    /// How often to read when no bell rings; shorter when there is nobody to ring it.
+    pub fn poll_every(&mut self, poll: Duration) {
+        self.limits.poll = poll;
+    }
+
+    fn rows(&mut self, now: Duration, rows: Vec<Row>, cut: bool) {
+        self.reading = false;
+        self.more = cut;
+        self.poll_at = now + self.limits.poll;
+        let seen: Vec<i64> = rows.iter().map(|row| row.seq).collect();
+        let had_holes = self.frontier.hole_count();
+        for range in self.frontier.end_read(&seen, cut).iter() {
+            self.unsaved.insert(range.clone());
+        }
+        if self.frontier.hole_count() > had_holes {
+            self.look_pace = *LOOK.start();
+            self.look_at = self.look_at.min(now + self.look_pace);
+        }
+        if !rows.is_empty() {
+            let mean = rows.iter().map(Row::bytes).sum::<usize>() / rows.len();
+            // Up at once, down slowly: a wrong guess upwards costs time, downwards memory.
+            self.row_bytes = mean.max(self.row_bytes - self.row_bytes / 4).max(1);
+        }
+        for row in rows {
+            if let Some(row) = self.gate.admit(row) {
+                self.park(row.seq, None);
+            }
+        }
+    }
+
+    fn next_read(&mut self, now: Duration) -> Option<Command> {
+        let limit = self.read_limit()?;
+        let wanted = self.gate.wanted(limit);
+        let asked = self.rung || self.more || now >= self.poll_at || self.frontier.wants_read();
+        if !asked && wanted.is_empty() {
+            return None;
+        }
+        self.rung = false;
+        self.reading = true;
+        let mut open: Numbers = self.frontier.begin_read().into_iter().collect();
+        open.extend(wanted);
+        Some(Command::Read { open: open.into_iter().collect(), above: self.frontier.high(), limit })
+    }
+
+    /// How many rows memory has room for; none when it is full.
+    fn read_limit(&self) -> Option<usize> {
+        if self.gate.held() == 0 {
+            return Some((self.limits.bytes / self.row_bytes).clamp(1, self.limits.rows));
+        }
+        let room = self.limits.events.saturating_sub(self.gate.held());
+        let room_bytes = self.limits.bytes.saturating_sub(self.gate.held_bytes());
+        let limit = self.limits.rows.min(room).min(room_bytes / self.row_bytes);
+        // A full memory is not read into by the spoonful.
+        let spoonful = limit < self.limits.rows / 4 && self.gate.held() > self.limits.events / 2;
+        (limit > 0 && !spoonful).then_some(limit)
+    }
+
+    fn may_send(&self, now: Duration) -> bool {
+        !self.draining && self.circuit.as_ref().is_none_or(|circuit| now >= circuit.until && !circuit.probing)
+    }
+
+    fn open_circuit(&mut self, now: Duration, reason: String) {
+        let pause = match &self.circuit {
+            // Others that were under way fail with the first: one outage, one pause.
+            Some(circuit) if !circuit.probing => return,
+            Some(circuit) => (circuit.pause * 2).min(*PAUSE.end()),
+            None => *PAUSE.start(),
+        };
+        self.circuit = Some(Circuit { until: now + pause, pause, probing: false, reason });
+    }
+
+    fn park(&mut self, seq: i64, refusal: Option<String>) {
+        self.unsaved.insert(seq..=seq);
+        self.unsaved_parked.push(ParkedEvent { seq, refusal });
+    }
+}

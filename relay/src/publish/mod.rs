@@ -1,0 +1,381 @@
+//! The `publish` stage: moves rows of the outbox to Kafka. It knows nothing of orders.
+//!
+//! The decisions are made by [`core`], which does no I/O; this file is the thin shell around it
+//! that reads, sends and checkpoints. One publisher is active per database, by a lease; others
+//! stand by.
+
+pub mod core;
+pub mod frontier;
+pub mod gate;
+pub mod row;
+#[cfg(test)]
+mod simulation;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use rdkafka::error::KafkaError;
+use sqlx::PgPool;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use self::core::{Checkpoint, Command, Core, Input, Limits};
+use crate::backoff::Backoff;
+use crate::bell::Bell;
+use crate::db::lease::{self, Acquired, Epoch, Fenced};
+use crate::db::outbox;
+use crate::health::StageHealth;
+use crate::kafka::{self, Answer, Producer};
+
+/// How often the lease is prolonged.
+const RENEW: Duration = Duration::from_secs(1);
+/// How long a stop waits for what is with Kafka.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often to read while no bell can be heard.
+const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
+/// Kafka is in trouble when it answers nothing for so long.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// The stage.
+#[derive(Debug)]
+pub struct Publisher {
+    /// Its connections.
+    pub pool: PgPool,
+    /// Where to publish.
+    pub kafka: kafka::Settings,
+    /// Bounds of memory and pace.
+    pub limits: Limits,
+    /// Time to live of the lease.
+    pub lease: Duration,
+    /// The name under which it holds the lease.
+    pub holder: String,
+    /// Where it says how it is.
+    pub health: StageHealth,
+}
+
+/// Why a term, or the wait for one, ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Somebody else publishes; ask again after this long.
+    Standby(Duration),
+    /// The lease went to somebody else.
+    Lost,
+    /// Stopped on request: drained, checkpointed, lease given up.
+    Stopped,
+}
+
+/// What ends a term by a failure; it is tried again after a while.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// PostgreSQL did not answer, or refused.
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] sqlx::Error),
+    /// librdkafka refused its configuration.
+    #[error("Kafka: {0}")]
+    Producer(#[from] KafkaError),
+}
+
+impl Publisher {
+    /// Publishes, or stands by, until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let bell = Bell::new(crate::bell::OUTBOX);
+        tokio::select! {
+            () = bell.listen(self.pool.clone()) => {}
+            () = self.terms(&bell, &shutdown) => {}
+        }
+    }
+
+    async fn terms(&self, bell: &Bell, shutdown: &CancellationToken) {
+        let mut backoff = Backoff::for_outage();
+        while !shutdown.is_cancelled() {
+            let wait = match self.run_once(bell, shutdown).await {
+                Ok(Outcome::Stopped) => return,
+                Ok(Outcome::Standby(left)) => {
+                    self.health.well("standing by");
+                    left.max(Duration::from_millis(20))
+                }
+                Ok(Outcome::Lost) => {
+                    tracing::warn!("the lease went to another relay: standing by");
+                    Duration::ZERO
+                }
+                Err(error) => {
+                    self.health.trouble(error.to_string());
+                    backoff.next_wait()
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// One term: takes the lease if it is free, publishes until it is lost or until shutdown.
+    ///
+    /// # Errors
+    /// When the term cannot begin.
+    pub async fn run_once(&self, bell: &Bell, shutdown: &CancellationToken) -> Result<Outcome, PublishError> {
+        let epoch = match lease::acquire(&self.pool, &self.holder, self.lease).await? {
+            Acquired::Standby(left) => return Ok(Outcome::Standby(left)),
+            Acquired::Leader(epoch) => epoch,
+        };
+        tracing::info!(relay.holder = self.holder, "publishing");
+        let mut backoff = Backoff::for_outage();
+        loop {
+            match self.lead(epoch, bell, shutdown).await? {
+                Ended::Lost => return Ok(Outcome::Lost),
+                Ended::Drained => {
+                    // Not given up, it ends by itself.
+                    if let Err(error) = lease::release(&self.pool, epoch).await {
+                        tracing::warn!(%error, "the lease could not be given up; it ends by itself");
+                    }
+                    return Ok(Outcome::Stopped);
+                }
+                Ended::Rebuild(reason) => {
+                    tracing::error!(reason, "the Kafka producer is beyond use: making a new one");
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+            }
+        }
+    }
+
+    /// Publishes with one producer, from what is checkpointed.
+    async fn lead(
+        &self,
+        epoch: Epoch,
+        bell: &Bell,
+        shutdown: &CancellationToken,
+    ) -> Result<Ended, PublishError> {
+        let settled = lease::published(&self.pool).await?;
+        let parked = lease::parked_orders(&self.pool).await?;
+        let core = Core::new(self.limits.clone(), &settled, parked);
+        let (mut producer, answers) = Producer::new(self.kafka.clone())?;
+        let ended = Term::new(self, epoch, core, answers).run(&mut producer, bell, shutdown).await;
+        // Closing blocks for as long as the client library takes to let go.
+        let closing = tokio::task::spawn_blocking(move || producer.discard());
+        if closing.await.is_err() {
+            tracing::error!("closing the Kafka producer failed");
+        }
+        Ok(ended)
+    }
+}
+
+/// Why [`Publisher::lead`] ended.
+enum Ended {
+    Drained,
+    Lost,
+    Rebuild(String),
+}
+
+/// The shell around one [`Core`].
+struct Term<'a> {
+    publisher: &'a Publisher,
+    epoch: Epoch,
+    core: Core,
+    answers: UnboundedReceiver<Answer>,
+    started: Instant,
+    /// The read, or the look at the locks, that is under way.
+    reader: Option<BoxFuture<'a, Input>>,
+    /// The checkpoint that is under way.
+    saver: Option<BoxFuture<'a, Fenced>>,
+    /// The renewal of the lease that is under way.
+    renewer: Option<BoxFuture<'a, Fenced>>,
+    /// When the database was last heard of, and Kafka.
+    database_answered: Instant,
+    kafka_answered: Instant,
+    kafka_trouble: String,
+}
+
+impl<'a> Term<'a> {
+    fn new(publisher: &'a Publisher, epoch: Epoch, core: Core, answers: UnboundedReceiver<Answer>) -> Self {
+        let now = Instant::now();
+        Self {
+            publisher,
+            epoch,
+            core,
+            answers,
+            started: now,
+            reader: None,
+            saver: None,
+            renewer: None,
+            database_answered: now,
+            kafka_answered: now,
+            kafka_trouble: "no answer".to_owned(),
+        }
+    }
+
+    async fn run(mut self, producer: &mut Producer, bell: &Bell, shutdown: &CancellationToken) -> Ended {
+        let mut heard = Vec::new();
+        let mut renew = tokio::time::interval(RENEW);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drain_until = None;
+        loop {
+            if let Some(ended) = self.obey(producer) {
+                return ended;
+            }
+            let wake = self.core.wake_at().map(|at| self.started + at);
+            tokio::select! {
+                count = self.answers.recv_many(&mut heard, 4096) => self.answered(heard.drain(..count)),
+                input = finish(&mut self.reader) => {
+                    self.database_answered = Instant::now();
+                    self.happened(input);
+                }
+                fenced = finish(&mut self.saver) => {
+                    self.database_answered = Instant::now();
+                    if fenced == Fenced::Lost {
+                        return Ended::Lost;
+                    }
+                    self.happened(Input::Saved);
+                }
+                fenced = finish(&mut self.renewer) => {
+                    self.database_answered = Instant::now();
+                    if fenced == Fenced::Lost {
+                        return Ended::Lost;
+                    }
+                }
+                () = bell.heard() => self.happened(Input::Bell),
+                () = until(wake) => {}
+                _ = renew.tick() => {
+                    self.core.poll_every(if bell.is_connected() { RENEW } else { POLL_WITHOUT_BELL });
+                    self.tell_health();
+                    if self.renewer.is_none() {
+                        self.renewer = Some(self.renew());
+                    }
+                }
+                () = shutdown.cancelled(), if drain_until.is_none() => {
+                    drain_until = Some(Instant::now() + DRAIN);
+                    self.happened(Input::Drain);
+                }
+                () = until(drain_until) => {
+                    tracing::warn!(in_flight = self.core.in_flight(), "stopping with events unanswered by Kafka; they are published again");
+                    return Ended::Drained;
+                }
+            }
+        }
+    }
+
+    /// Does everything that the core has to do now.
+    fn obey(&mut self, producer: &mut Producer) -> Option<Ended> {
+        let now = self.started.elapsed();
+        while let Some(command) = self.core.next(now) {
+            match command {
+                Command::Send(due) => {
+                    if self.core.in_flight() == 1 {
+                        self.kafka_answered = Instant::now();
+                    }
+                    producer.send(&due);
+                }
+                Command::Read { open, above, limit } => {
+                    self.reader = Some(self.database("reading the outbox", move |pool| {
+                        let open = open.clone();
+                        async move {
+                            let rows = outbox::read(&pool, &open, above, limit).await?;
+                            let cut = rows.len() >= limit;
+                            Ok(Input::Rows { rows, cut })
+                        }
+                    }));
+                }
+                Command::LookUpHolders => {
+                    self.reader = Some(self.database("looking at the writers' locks", |pool| async move {
+                        outbox::lock_holders(&pool).await.map(Input::Holders)
+                    }));
+                }
+                Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
+                Command::Rebuild(reason) => return Some(Ended::Rebuild(reason)),
+                Command::Done => return Some(Ended::Drained),
+            }
+        }
+        None
+    }
+
+    fn happened(&mut self, input: Input) {
+        self.core.handle(self.started.elapsed(), input);
+    }
+
+    fn answered(&mut self, answers: impl Iterator<Item = Answer>) {
+        let now = self.started.elapsed();
+        for answer in answers {
+            match answer {
+                Answer::Event(input) => {
+                    self.kafka_answered = Instant::now();
+                    self.core.handle(now, input);
+                }
+                Answer::Trouble(words) => self.kafka_trouble = words,
+            }
+        }
+    }
+
+    fn save(&self, checkpoint: Checkpoint) -> BoxFuture<'a, Fenced> {
+        for event in &checkpoint.parked {
+            tracing::error!(outbox.seq = event.seq, reason = event.refusal.as_deref(), "event parked");
+        }
+        let (epoch, ttl, checkpoint) = (self.epoch, self.publisher.lease, Arc::new(checkpoint));
+        self.database("checkpointing", move |pool| {
+            let checkpoint = Arc::clone(&checkpoint);
+            async move { lease::checkpoint(&pool, epoch, ttl, &checkpoint).await }
+        })
+    }
+
+    fn renew(&self) -> BoxFuture<'a, Fenced> {
+        let (epoch, ttl) = (self.epoch, self.publisher.lease);
+        self.database("renewing the lease", move |pool| async move { lease::renew(&pool, epoch, ttl).await })
+    }
+
+    /// Does something on the database, and again until the database has answered: everything the
+    /// publisher asks of it can be repeated.
+    fn database<T, F>(&self, what: &'static str, ask: impl Fn(PgPool) -> F + Send + 'a) -> BoxFuture<'a, T>
+    where
+        F: Future<Output = Result<T, sqlx::Error>> + Send,
+        T: Send,
+    {
+        let publisher = self.publisher;
+        Box::pin(async move {
+            let mut backoff = Backoff::for_outage();
+            loop {
+                match ask(publisher.pool.clone()).await {
+                    Ok(answer) => return answer,
+                    Err(error) => publisher.health.trouble(format!("PostgreSQL, {what}: {error}")),
+                }
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        })
+    }
+
+    fn tell_health(&self) {
+        let health = &self.publisher.health;
+        if self.database_answered.elapsed() > RENEW + SILENCE {
+            // What the database said is told already.
+        } else if let Some(reason) = self.core.circuit_reason() {
+            health.trouble(format!("Kafka: {reason}"));
+        } else if self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE {
+            health.trouble(format!(
+                "Kafka: {} events unanswered: {}",
+                self.core.in_flight(),
+                self.kafka_trouble
+            ));
+        } else {
+            health.well("publishing");
+        }
+    }
+}
+
+/// Waits for what is under way, and clears it; for ever when nothing is. Cancelling loses nothing.
+async fn finish<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
+    match slot {
+        Some(future) => {
+            let output = future.await;
+            *slot = None;
+            output
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
