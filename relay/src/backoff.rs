@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The waits of one thing that keeps failing.
 #[derive(Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     first: Duration,
     most: Duration,
     next: Duration,
@@ -13,25 +13,25 @@ pub struct Backoff {
 impl Backoff {
     /// Waits of about `first`, doubling up to `most`.
     #[must_use]
-    pub fn new(first: Duration, most: Duration) -> Self {
+    pub(crate) fn new(first: Duration, most: Duration) -> Self {
         Self { first, most, next: first }
     }
 
     /// For a server that is away: 100 ms to 5 s.
     #[must_use]
-    pub fn for_outage() -> Self {
+    pub(crate) fn for_outage() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(5))
     }
 
     /// The next wait: between half and the whole of the current step.
-    pub fn next_wait(&mut self) -> Duration {
+    pub(crate) fn next_wait(&mut self) -> Duration {
         let wait = self.next.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.next = (self.next * 2).min(self.most);
         wait
     }
 
     /// It worked: the next failure starts from the first step.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
 }

@@ -11,13 +11,13 @@ use tokio::sync::Notify;
 use crate::backoff::Backoff;
 
 /// Rung by the API after a commit.
-pub const OUTBOX: &str = "outbox";
+pub(crate) const OUTBOX: &str = "outbox";
 /// Rung by `notify` after new notifications are committed.
-pub const MAIL: &str = "relay_mail";
+pub(crate) const MAIL: &str = "relay_mail";
 
 /// Hears one channel. Register it before the first read: what rings in between is remembered.
 #[derive(Debug)]
-pub struct Bell {
+pub(crate) struct Bell {
     channel: &'static str,
     rung: Arc<Notify>,
     connected: Arc<AtomicBool>,
@@ -26,23 +26,23 @@ pub struct Bell {
 impl Bell {
     /// A bell that hears nothing until [`Bell::listen`] runs.
     #[must_use]
-    pub fn new(channel: &'static str) -> Self {
+    pub(crate) fn new(channel: &'static str) -> Self {
         Self { channel, rung: Arc::default(), connected: Arc::default() }
     }
 
     /// Waits for a ring since the last call. Cancelling loses none.
-    pub async fn heard(&self) {
+    pub(crate) async fn heard(&self) {
         self.rung.notified().await;
     }
 
     /// Whether rings can be heard at the moment; if not, poll more often.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
     /// Listens for ever, connecting again as often as needed. To be run beside the stage.
-    pub fn listen(&self, pool: PgPool) -> impl Future<Output = ()> + Send + use<> {
+    pub(crate) fn listen(&self, pool: PgPool) -> impl Future<Output = ()> + Send + use<> {
         let (channel, rung, connected) = (self.channel, Arc::clone(&self.rung), Arc::clone(&self.connected));
         async move {
             let mut backoff = Backoff::for_outage();
@@ -81,6 +81,6 @@ async fn hear(
 ///
 /// # Errors
 /// Whatever the database says; the listener's polling then finds the work.
-pub async fn ring(pool: &PgPool, channel: &str) -> Result<(), sqlx::Error> {
+pub(crate) async fn ring(pool: &PgPool, channel: &str) -> Result<(), sqlx::Error> {
     sqlx::query!("select pg_notify($1, '')", channel).execute(pool).await.map(drop)
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The state of all stages of this process.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
+pub(crate) struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
 
 #[derive(Clone, Debug, Default, Serialize)]
 struct StageState {
@@ -25,7 +25,7 @@ struct StageState {
 
 /// One stage's own part of [`Health`].
 #[derive(Clone, Debug)]
-pub struct StageHealth {
+pub(crate) struct StageHealth {
     all: Health,
     stage: &'static str,
 }
@@ -33,7 +33,7 @@ pub struct StageHealth {
 impl Health {
     /// The part of a stage; from now on it is listed as starting.
     #[must_use]
-    pub fn stage(&self, stage: &'static str) -> StageHealth {
+    pub(crate) fn stage(&self, stage: &'static str) -> StageHealth {
         self.lock().insert(stage, StageState { doing: "starting", problem: None });
         StageHealth { all: self.clone(), stage }
     }
@@ -45,7 +45,7 @@ impl Health {
 
 impl StageHealth {
     /// The stage works, or has nothing to do. Logs once when a trouble is over.
-    pub fn well(&self, doing: &'static str) {
+    pub(crate) fn well(&self, doing: &'static str) {
         let before = self.all.lock().insert(self.stage, StageState { doing, problem: None });
         if before.is_some_and(|state| state.problem.is_some()) {
             tracing::info!(stage = self.stage, "trouble is over: {doing}");
@@ -53,7 +53,7 @@ impl StageHealth {
     }
 
     /// The stage has work and makes no progress. Logs once, when the trouble begins.
-    pub fn trouble(&self, problem: impl Into<String>) {
+    pub(crate) fn trouble(&self, problem: impl Into<String>) {
         let problem = problem.into();
         let mut all = self.all.lock();
         let state = all.entry(self.stage).or_default();
@@ -65,7 +65,7 @@ impl StageHealth {
 }
 
 /// The pages.
-pub fn router(health: Health) -> Router {
+pub(crate) fn router(health: Health) -> Router {
     Router::new()
         .route("/healthz", get(|| async { Json(serde_json::json!({"status": "alive"})) }))
         .route("/readyz", get(readyz))
@@ -84,7 +84,7 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     health: Health,
     shutdown: CancellationToken,

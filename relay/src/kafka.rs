@@ -109,7 +109,7 @@ struct Deliveries {
 
 /// What Kafka, or the client library, said.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// What became of an event.
     Event(Input),
     /// Trouble that concerns no single event: brokers are away, authentication fails.
@@ -143,7 +143,7 @@ fn refused(seq: i64, error: &KafkaError, bytes: usize) -> Input {
 /// Whether a refusal will pass. Exhaustive by its last arm: what is not known to be for good is
 /// transient, because waiting loses nothing.
 #[must_use]
-pub fn verdict(error: &KafkaError) -> Verdict {
+pub(crate) fn verdict(error: &KafkaError) -> Verdict {
     use RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {
         Some(Code::Fatal) => Verdict::Fatal,
@@ -158,7 +158,7 @@ pub fn verdict(error: &KafkaError) -> Verdict {
 }
 
 /// Hands events to Kafka and gives the answers to a channel.
-pub struct Producer {
+pub(crate) struct Producer {
     settings: Settings,
     many: ThreadedProducer<Deliveries>,
     /// Made when the first suspect has to travel in a batch of its own.
@@ -171,7 +171,7 @@ impl Producer {
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
-    pub fn new(settings: Settings) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+    pub(crate) fn new(settings: Settings) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
         let (answers, receiver) = unbounded_channel();
         let context = Deliveries { answers: answers.clone() };
         let many = settings.producer(false).create_with_context(context)?;
@@ -179,7 +179,7 @@ impl Producer {
     }
 
     /// Hands an event over; its answer comes through the channel.
-    pub fn send(&mut self, due: &Due) {
+    pub(crate) fn send(&mut self, due: &Due) {
         if let Err(error) = self.try_send(due) {
             let _ = self.answers.send(Answer::Event(refused(due.row.seq, &error, due.row.payload.len())));
         }
@@ -210,7 +210,7 @@ impl Producer {
     }
 
     /// Throws away what is not answered yet and closes the connections. Blocks for up to a second.
-    pub fn discard(self) {
+    pub(crate) fn discard(self) {
         for producer in [Some(self.many), self.alone].into_iter().flatten() {
             producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         }

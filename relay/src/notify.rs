@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// The stage.
 #[derive(Debug)]
-pub struct Notifier {
+pub(crate) struct Notifier {
     /// Its connections.
     pub pool: PgPool,
     /// Where to subscribe.
@@ -64,7 +64,7 @@ impl Handler for Notify {
 
 impl Notifier {
     /// Subscribes and handles events until shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::for_outage();
         let mut inbox = loop {
             match inbox::consumer(self.kafka.client(), &self.group, &self.kafka.topic) {

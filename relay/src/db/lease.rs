@@ -13,15 +13,15 @@ use crate::publish::core::Checkpoint;
 use crate::publish::frontier::Numbers;
 
 /// The sink that publishes to Kafka.
-pub const SINK: &str = "kafka";
+pub(crate) const SINK: &str = "kafka";
 
 /// One term of one holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch(i64);
+pub(crate) struct Epoch(i64);
 
 /// What came of asking for the lease.
 #[derive(Debug)]
-pub enum Acquired {
+pub(crate) enum Acquired {
     /// It is ours.
     Leader(Epoch),
     /// Somebody else has it; ask again after this long.
@@ -31,7 +31,7 @@ pub enum Acquired {
 /// Whether a fenced write found its epoch still in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Fenced {
+pub(crate) enum Fenced {
     /// It did.
     Held,
     /// The lease is somebody else's: stop.
@@ -42,7 +42,7 @@ pub enum Fenced {
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
-pub async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Result<Acquired, sqlx::Error> {
+pub(crate) async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Result<Acquired, sqlx::Error> {
     sqlx::query!("insert into relay_sinks (sink) values ($1) on conflict do nothing", SINK)
         .execute(pool)
         .await?;
@@ -78,7 +78,7 @@ pub async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Result<Acqui
 ///
 /// # Errors
 /// Whatever the database says; the renewal can be repeated.
-pub async fn renew(pool: &PgPool, epoch: Epoch, ttl: Duration) -> Result<Fenced, sqlx::Error> {
+pub(crate) async fn renew(pool: &PgPool, epoch: Epoch, ttl: Duration) -> Result<Fenced, sqlx::Error> {
     let done = sqlx::query!(
         "update relay_sinks set lease_until = clock_timestamp() + make_interval(secs => $3)
          where sink = $1 and epoch = $2 and holder is not null",
@@ -95,7 +95,7 @@ pub async fn renew(pool: &PgPool, epoch: Epoch, ttl: Duration) -> Result<Fenced,
 ///
 /// # Errors
 /// Whatever the database says; the lease then ends by itself.
-pub async fn release(pool: &PgPool, epoch: Epoch) -> Result<(), sqlx::Error> {
+pub(crate) async fn release(pool: &PgPool, epoch: Epoch) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "update relay_sinks set holder = null, lease_until = null where sink = $1 and epoch = $2",
         SINK,
@@ -110,7 +110,7 @@ pub async fn release(pool: &PgPool, epoch: Epoch) -> Result<(), sqlx::Error> {
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn published(pool: &PgPool) -> Result<Numbers, sqlx::Error> {
+pub(crate) async fn published(pool: &PgPool) -> Result<Numbers, sqlx::Error> {
     let ranges = sqlx::query!(
         r#"
         select lower(range) as "from!", upper(range) - 1 as "to!"
@@ -127,7 +127,7 @@ pub async fn published(pool: &PgPool) -> Result<Numbers, sqlx::Error> {
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn parked_orders(pool: &PgPool) -> Result<HashSet<Uuid>, sqlx::Error> {
+pub(crate) async fn parked_orders(pool: &PgPool) -> Result<HashSet<Uuid>, sqlx::Error> {
     let orders = sqlx::query_scalar!("select distinct aggregate_id from relay_dead where sink = $1", SINK)
         .fetch_all(pool)
         .await?;
@@ -140,7 +140,7 @@ pub async fn parked_orders(pool: &PgPool) -> Result<HashSet<Uuid>, sqlx::Error> 
 ///
 /// # Errors
 /// Whatever the database says; the checkpoint can be repeated.
-pub async fn checkpoint(
+pub(crate) async fn checkpoint(
     pool: &PgPool,
     epoch: Epoch,
     ttl: Duration,

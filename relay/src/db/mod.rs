@@ -1,8 +1,8 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
-pub mod lease;
-pub mod notifications;
-pub mod outbox;
+pub(crate) mod lease;
+pub(crate) mod notifications;
+pub(crate) mod outbox;
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 /// A pool for one stage. Connections are not pinged before use: every caller copes with a broken
 /// one anyway, and a ping would double the round trips.
 #[must_use]
-pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+pub(crate) fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .test_before_acquire(false)

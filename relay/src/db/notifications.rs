@@ -11,7 +11,7 @@ use crate::mail::{Attempt, Kind};
 
 /// A notification that is being sent.
 #[derive(Clone, Debug)]
-pub struct Leased {
+pub(crate) struct Leased {
     /// Primary key.
     pub notification_id: Uuid,
     /// See [`Kind`].
@@ -33,7 +33,7 @@ pub struct Leased {
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn insert(
+pub(crate) async fn insert(
     connection: &mut PgConnection,
     kind: Kind,
     order: OrderId,
@@ -64,7 +64,7 @@ pub async fn insert(
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn expire_leases(pool: &PgPool) -> Result<(), sqlx::Error> {
+pub(crate) async fn expire_leases(pool: &PgPool) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "update notifications set state = 'unknown', holder = null, lease_until = null
          where state = 'sending' and lease_until < clock_timestamp()"
@@ -79,7 +79,7 @@ pub async fn expire_leases(pool: &PgPool) -> Result<(), sqlx::Error> {
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn lease(
+pub(crate) async fn lease(
     pool: &PgPool,
     holder: &str,
     time: Duration,
@@ -114,7 +114,7 @@ pub async fn lease(
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn record(
+pub(crate) async fn record(
     pool: &PgPool,
     holder: &str,
     mail: &Leased,

@@ -15,7 +15,7 @@ use crate::publish::row::Row;
 ///
 /// # Errors
 /// Whatever the database says; the read can be repeated.
-pub async fn read(
+pub(crate) async fn read(
     pool: &PgPool,
     open: &[RangeInclusive<i64>],
     above: i64,
@@ -53,7 +53,7 @@ pub async fn read(
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
-pub async fn lock_holders(pool: &PgPool) -> Result<Holders, sqlx::Error> {
+pub(crate) async fn lock_holders(pool: &PgPool) -> Result<Holders, sqlx::Error> {
     let holders = sqlx::query_scalar!(
         r#"
         select virtualtransaction as "holder!"

@@ -10,7 +10,7 @@ use crate::db::notifications::Leased;
 
 /// No message can be made of this notification, now or later.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
+pub(super) enum BuildError {
     /// The kind is none of ours.
     #[error("unknown kind of notification `{0}`")]
     Kind(String),

@@ -16,7 +16,7 @@ use lettre::message::Mailbox;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-pub use self::smtp::{Smtp, SmtpUrlError};
+pub(crate) use self::smtp::{Smtp, SmtpUrlError};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::config::OnUnknown;
@@ -34,7 +34,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// What an e-mail is about; with order and version it is the dedup key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The order was accepted.
     Confirmation,
     /// The order was cancelled.
@@ -44,7 +44,7 @@ pub enum Kind {
 impl Kind {
     /// The word in the database and in the Message-ID.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Confirmation => "confirmation",
             Self::Cancellation => "cancellation",
@@ -60,7 +60,7 @@ impl fmt::Display for Kind {
 
 /// What became of one attempt to send.
 #[derive(Debug)]
-pub enum Attempt {
+pub(crate) enum Attempt {
     /// The server has taken it.
     Sent,
     /// The server refused it for now.
@@ -75,7 +75,7 @@ pub enum Attempt {
 
 /// What one pass did.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// Notifications that were leased.
     pub leased: usize,
     /// Notifications that are sent now.
@@ -86,7 +86,7 @@ pub struct Pass {
 
 /// The stage.
 #[derive(Debug)]
-pub struct Mailer {
+pub(crate) struct Mailer {
     /// Its connections.
     pub pool: PgPool,
     /// The mail server.
@@ -103,7 +103,7 @@ pub struct Mailer {
 
 impl Mailer {
     /// Sends mail until shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let bell = Bell::new(bell::MAIL);
         tokio::select! {
             () = bell.listen(self.pool.clone()) => {}
@@ -148,7 +148,11 @@ impl Mailer {
     ///
     /// # Errors
     /// Whatever the database says. A mail that was sent and could not be recorded becomes `unknown`.
-    pub async fn run_once(&self, limit: i64, shutdown: &CancellationToken) -> Result<Pass, sqlx::Error> {
+    pub(crate) async fn run_once(
+        &self,
+        limit: i64,
+        shutdown: &CancellationToken,
+    ) -> Result<Pass, sqlx::Error> {
         notifications::expire_leases(&self.pool).await?;
         let resend_unknown = self.on_unknown == OnUnknown::Resend;
         let leased =

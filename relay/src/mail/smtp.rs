@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A pool of connections to the server.
 #[derive(Debug)]
-pub struct Smtp(AsyncSmtpTransport<Tokio1Executor>);
+pub(crate) struct Smtp(AsyncSmtpTransport<Tokio1Executor>);
 
 /// The URL names no mail server.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ impl Smtp {
     ///
     /// # Errors
     /// When the URL cannot be read.
-    pub fn new(url: &str) -> Result<Self, SmtpUrlError> {
+    pub(crate) fn new(url: &str) -> Result<Self, SmtpUrlError> {
         let connections = u32::try_from(CONNECTIONS).unwrap_or(1);
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
             .map_err(SmtpUrlError)?

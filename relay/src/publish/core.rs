@@ -15,7 +15,7 @@ use super::row::Row;
 
 /// Bounds of memory and pace. The defaults are the measured ones.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Events in memory, those with Kafka included.
     pub events: usize,
     /// Bytes of payload in memory.
@@ -51,7 +51,7 @@ const ASSUMED_ROW_BYTES: usize = 64 << 10;
 
 /// What a refusal means. Unknown means transient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It will pass: wait, spend nothing.
     Transient,
     /// This event, or one that travelled with it, will never be taken.
@@ -62,7 +62,7 @@ pub enum Verdict {
 
 /// What happened.
 #[derive(Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// The read is done: its rows, ascending, and whether it stopped at its row limit.
     Rows {
         /// The rows.
@@ -94,7 +94,7 @@ pub enum Input {
 /// What to do. At most one of `Read` and `LookUpHolders`, and at most one `Checkpoint`, is under
 /// way at a time.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Read, in one statement, the rows in `open` and those above `above`, `limit` rows at most.
     Read {
         /// Numbers below `above` that are still to be seen.
@@ -118,7 +118,7 @@ pub enum Command {
 
 /// What has been settled since the last checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Acknowledged, parked or rolled back, ascending.
     pub settled: Vec<RangeInclusive<i64>>,
     /// The parked ones among them.
@@ -127,7 +127,7 @@ pub struct Checkpoint {
 
 /// An event on its way to the dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParkedEvent {
+pub(crate) struct ParkedEvent {
     /// Its number in the outbox.
     pub seq: i64,
     /// Why Kafka refused it; none when it only goes behind an earlier event of its order.
@@ -146,7 +146,7 @@ struct Circuit {
 
 /// The publisher's state.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Core {
     limits: Limits,
     frontier: Frontier,
     gate: Gate,
@@ -170,7 +170,7 @@ pub struct Core {
 impl Core {
     /// Starts from what the sink has settled and the orders that have dead letters.
     #[must_use]
-    pub fn new(limits: Limits, settled: &Numbers, parked: HashSet<Uuid>) -> Self {
+    pub(crate) fn new(limits: Limits, settled: &Numbers, parked: HashSet<Uuid>) -> Self {
         Self {
             frontier: Frontier::new(settled),
             gate: Gate::new(limits.events, parked),
@@ -193,7 +193,7 @@ impl Core {
     }
 
     /// Takes what happened at `now`, a time since any fixed start.
-    pub fn handle(&mut self, now: Duration, input: Input) {
+    pub(crate) fn handle(&mut self, now: Duration, input: Input) {
         match input {
             Input::Rows { rows, cut } => self.rows(now, rows, cut),
             Input::Holders(holders) => {
@@ -234,7 +234,7 @@ impl Core {
     }
 
     /// What to do now; to be called until it gives nothing.
-    pub fn next(&mut self, now: Duration) -> Option<Command> {
+    pub(crate) fn next(&mut self, now: Duration) -> Option<Command> {
         if let Some(detail) = self.fatal.take() {
             return Some(Command::Rebuild(detail));
         }
@@ -270,7 +270,7 @@ impl Core {
     /// When [`Core::next`] may have something to do although nothing happens; none when only an
     /// answer can bring something to do.
     #[must_use]
-    pub fn wake_at(&self) -> Option<Duration> {
+    pub(crate) fn wake_at(&self) -> Option<Duration> {
         let may_look = !self.reading && !self.draining;
         let poll = (may_look && self.read_limit().is_some()).then_some(self.poll_at);
         let look = (may_look && self.frontier.wants_holders()).then_some(self.look_at);
@@ -281,24 +281,24 @@ impl Core {
 
     /// Why nothing is sent at the moment, if so.
     #[must_use]
-    pub fn circuit_reason(&self) -> Option<&str> {
+    pub(crate) fn circuit_reason(&self) -> Option<&str> {
         self.circuit.as_ref().map(|c| c.reason.as_str())
     }
 
     /// Events that are with Kafka.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.gate.in_flight()
     }
 
     /// Numbers that were drawn and are not visible.
-    #[must_use]
-    pub fn holes(&self) -> i64 {
+    #[cfg(test)]
+    pub(crate) fn holes(&self) -> i64 {
         self.frontier.hole_count()
     }
 
     /// How often to read when no bell rings; shorter when there is nobody to ring it.
-    pub fn poll_every(&mut self, poll: Duration) {
+    pub(crate) fn poll_every(&mut self, poll: Duration) {
         self.limits.poll = poll;
     }
 

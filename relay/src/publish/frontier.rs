@@ -17,10 +17,10 @@ use std::ops::RangeInclusive;
 use rangemap::RangeInclusiveSet;
 
 /// A set of outbox numbers.
-pub type Numbers = RangeInclusiveSet<i64>;
+pub(crate) type Numbers = RangeInclusiveSet<i64>;
 
 /// The transactions (`pg_locks.virtualtransaction`) that hold the writers' lock on the outbox.
-pub type Holders = BTreeSet<String>;
+pub(crate) type Holders = BTreeSet<String>;
 
 /// How the name of a prepared transaction begins that was recovered after a restart.
 const PREPARED: &str = "-1/";
@@ -45,7 +45,7 @@ enum Writers {
 
 /// The frontier between what is settled and what is still to come.
 #[derive(Debug)]
-pub struct Frontier {
+pub(crate) struct Frontier {
     high: i64,
     holes: Vec<Generation>,
     /// Numbers that the read under way decides: their writers were gone before it began.
@@ -57,7 +57,7 @@ impl Frontier {
     /// it is a hole to be read again: an event that was under way when the last holder ended, or a
     /// number that never showed.
     #[must_use]
-    pub fn new(settled: &Numbers) -> Self {
+    pub(crate) fn new(settled: &Numbers) -> Self {
         let high = settled.last().map_or(0, |range| *range.end());
         let mut frontier = Self { high, holes: Vec::new(), deciding: Numbers::new() };
         if high > 0 {
@@ -68,32 +68,32 @@ impl Frontier {
 
     /// The highest number read.
     #[must_use]
-    pub fn high(&self) -> i64 {
+    pub(crate) fn high(&self) -> i64 {
         self.high
     }
 
     /// How many numbers are open holes.
     #[must_use]
-    pub fn hole_count(&self) -> i64 {
+    pub(crate) fn hole_count(&self) -> i64 {
         self.holes.iter().flat_map(|g| g.numbers.iter()).map(|r| r.end() - r.start() + 1).sum()
     }
 
     /// Whether the locks have to be looked at for any hole to make progress.
     #[must_use]
-    pub fn wants_holders(&self) -> bool {
+    pub(crate) fn wants_holders(&self) -> bool {
         self.holes.iter().any(|g| g.writers != Writers::Gone)
     }
 
     /// Whether a read would decide a hole.
     #[must_use]
-    pub fn wants_read(&self) -> bool {
+    pub(crate) fn wants_read(&self) -> bool {
         self.holes.iter().any(|g| g.writers == Writers::Gone)
     }
 
     /// Begins a read and gives the holes that it must look at, ascending. The read must also take
     /// everything above [`Frontier::high`], all in one statement: with one snapshot a later
     /// version of an order is never seen without its earlier one.
-    pub fn begin_read(&mut self) -> Vec<RangeInclusive<i64>> {
+    pub(crate) fn begin_read(&mut self) -> Vec<RangeInclusive<i64>> {
         self.deciding = self
             .holes
             .iter()
@@ -109,7 +109,7 @@ impl Frontier {
     /// stopped at its row limit, so that nothing above the last row was looked at.
     /// Gives the numbers that are now proven to have been rolled back: they are settled.
     #[must_use = "numbers that were rolled back are settled"]
-    pub fn end_read(&mut self, seen: &[i64], cut: bool) -> Numbers {
+    pub(crate) fn end_read(&mut self, seen: &[i64], cut: bool) -> Numbers {
         let looked_until = if cut { seen.last().copied().unwrap_or(0) } else { i64::MAX };
 
         for &seq in seen.iter().take_while(|seq| **seq <= self.high) {
@@ -143,7 +143,7 @@ impl Frontier {
     }
 
     /// Takes the transactions that hold the writers' lock, looked up after the latest read ended.
-    pub fn holders(&mut self, now: &Holders) {
+    pub(crate) fn holders(&mut self, now: &Holders) {
         for generation in &mut self.holes {
             let still: Holders = match &generation.writers {
                 Writers::Unasked => now.clone(),

@@ -33,7 +33,7 @@ struct Lane {
 
 /// An event that is to be handed to Kafka.
 #[derive(Clone, Debug)]
-pub struct Due {
+pub(crate) struct Due {
     /// The event.
     pub row: Arc<Row>,
     /// Whether it has to travel in a batch of its own, because it was refused in company.
@@ -42,7 +42,7 @@ pub struct Due {
 
 /// What is read and not yet settled, order by order.
 #[derive(Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     lanes: HashMap<Uuid, Lane>,
     /// Orders whose front event may go, oldest first.
     ready: VecDeque<Uuid>,
@@ -61,7 +61,7 @@ pub struct Gate {
 impl Gate {
     /// A gate that holds about `capacity` events. `parked` are the orders that have dead letters.
     #[must_use]
-    pub fn new(capacity: usize, parked: HashSet<Uuid>) -> Self {
+    pub(crate) fn new(capacity: usize, parked: HashSet<Uuid>) -> Self {
         Self {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
@@ -77,30 +77,30 @@ impl Gate {
 
     /// Events in memory, those with Kafka included.
     #[must_use]
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held
     }
 
     /// Bytes of payload in memory.
     #[must_use]
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
     /// Events with Kafka that are not answered yet.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.flying.len()
     }
 
     /// Events that are read and not settled, those included of which only the number is remembered.
-    #[must_use]
-    pub fn unsettled(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn unsettled(&self) -> usize {
         self.held + self.deferred
     }
 
     /// Remembered numbers whose order has room for them, ascending within each order.
-    pub fn wanted(&self, at_most: usize) -> Vec<RangeInclusive<i64>> {
+    pub(crate) fn wanted(&self, at_most: usize) -> Vec<RangeInclusive<i64>> {
         let lane_limit = self.lane_limit();
         let mut wanted = Numbers::new();
         let mut count = 0;
@@ -118,7 +118,7 @@ impl Gate {
 
     /// Takes a row that was read. Rows of one order must come in the order of their commits.
     /// Gives the row back when its order is parked: it goes behind the others there.
-    pub fn admit(&mut self, row: Row) -> Option<Row> {
+    pub(crate) fn admit(&mut self, row: Row) -> Option<Row> {
         if self.parked.contains(&row.aggregate_id) {
             return Some(row);
         }
@@ -148,7 +148,7 @@ impl Gate {
     }
 
     /// The next event that may go, and from now on is with Kafka.
-    pub fn send_next(&mut self) -> Option<Due> {
+    pub(crate) fn send_next(&mut self) -> Option<Due> {
         while let Some(order) = self.ready.pop_front() {
             let Some(lane) = self.lanes.get_mut(&order) else { continue };
             let Some(row) = lane.queue.front().filter(|_| !lane.sent) else { continue };
@@ -160,14 +160,14 @@ impl Gate {
     }
 
     /// Kafka has acknowledged the event. False when it was not with Kafka.
-    pub fn acknowledged(&mut self, seq: i64) -> bool {
+    pub(crate) fn acknowledged(&mut self, seq: i64) -> bool {
         let Some(order) = self.flying.remove(&seq) else { return false };
         self.pop_front(order);
         true
     }
 
     /// The event was not taken, for a reason that will pass: it goes again, first of all.
-    pub fn put_back(&mut self, seq: i64) {
+    pub(crate) fn put_back(&mut self, seq: i64) {
         let Some(order) = self.flying.remove(&seq) else { return };
         if let Some(lane) = self.lanes.get_mut(&order) {
             lane.sent = false;
@@ -177,7 +177,7 @@ impl Gate {
 
     /// The event was refused for good. In company that is a suspicion, and it goes again alone;
     /// refused alone it is parked, and everything of its order that was read comes with it.
-    pub fn refused(&mut self, seq: i64) -> Parked {
+    pub(crate) fn refused(&mut self, seq: i64) -> Parked {
         let Some(order) = self.flying.get(&seq).copied() else { return Parked::default() };
         let Some(lane) = self.lanes.get_mut(&order) else { return Parked::default() };
         if !lane.alone {
@@ -226,7 +226,7 @@ impl Gate {
 
 /// What leaves the gate for the dead letters.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Parked {
+pub(crate) struct Parked {
     /// The event that was refused alone.
     pub refused: Option<i64>,
     /// The later events of its order, ascending.

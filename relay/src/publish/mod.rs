@@ -4,10 +4,10 @@
 //! that reads, sends and checkpoints. One publisher is active per database, by a lease; others
 //! stand by.
 
-pub mod core;
-pub mod frontier;
-pub mod gate;
-pub mod row;
+pub(crate) mod core;
+pub(crate) mod frontier;
+pub(crate) mod gate;
+pub(crate) mod row;
 #[cfg(test)]
 mod simulation;
 
@@ -40,7 +40,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 
 /// The stage.
 #[derive(Debug)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     /// Its connections.
     pub pool: PgPool,
     /// Where to publish.
@@ -57,7 +57,7 @@ pub struct Publisher {
 
 /// Why a term, or the wait for one, ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Somebody else publishes; ask again after this long.
     Standby(Duration),
     /// The lease went to somebody else.
@@ -68,7 +68,7 @@ pub enum Outcome {
 
 /// What ends a term by a failure; it is tried again after a while.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+pub(crate) enum PublishError {
     /// PostgreSQL did not answer, or refused.
     #[error("PostgreSQL: {0}")]
     Database(#[from] sqlx::Error),
@@ -79,7 +79,7 @@ pub enum PublishError {
 
 impl Publisher {
     /// Publishes, or stands by, until shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let bell = Bell::new(crate::bell::OUTBOX);
         tokio::select! {
             () = bell.listen(self.pool.clone()) => {}
@@ -116,7 +116,11 @@ impl Publisher {
     ///
     /// # Errors
     /// When the term cannot begin.
-    pub async fn run_once(&self, bell: &Bell, shutdown: &CancellationToken) -> Result<Outcome, PublishError> {
+    pub(crate) async fn run_once(
+        &self,
+        bell: &Bell,
+        shutdown: &CancellationToken,
+    ) -> Result<Outcome, PublishError> {
         let epoch = match lease::acquire(&self.pool, &self.holder, self.lease).await? {
             Acquired::Standby(left) => return Ok(Outcome::Standby(left)),
             Acquired::Leader(epoch) => epoch,

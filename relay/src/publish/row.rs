@@ -8,7 +8,7 @@ const OVERHEAD: usize = 512;
 
 /// A row of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub(crate) struct Row {
     /// Its number; within one order it follows commit order.
     pub seq: i64,
     /// The event's id, the same in every repeat.
@@ -32,7 +32,7 @@ pub struct Row {
 impl Row {
     /// What the row counts against the bound on memory.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.payload.len() + OVERHEAD
     }
 }
