@@ -25,8 +25,6 @@ struct Lane {
     queue: VecDeque<Arc<Row>>,
     /// Committed, visible, to be read again when there is room: ascending.
     deferred: VecDeque<i64>,
-    /// The front event is with Kafka.
-    sent: bool,
     /// The front event was refused in company: it goes alone.
     alone: bool,
 }
@@ -44,7 +42,7 @@ pub(crate) struct Due {
 #[derive(Debug)]
 pub(crate) struct Gate {
     lanes: HashMap<Uuid, Lane>,
-    /// Orders whose front event may go, oldest first.
+    /// Orders whose front event may go, oldest first; never one whose front event is with Kafka.
     ready: VecDeque<Uuid>,
     /// Events with Kafka, and whose they are.
     flying: HashMap<i64, Uuid>,
@@ -150,9 +148,8 @@ impl Gate {
     /// The next event that may go, and from now on is with Kafka.
     pub(crate) fn send_next(&mut self) -> Option<Due> {
         while let Some(order) = self.ready.pop_front() {
-            let Some(lane) = self.lanes.get_mut(&order) else { continue };
-            let Some(row) = lane.queue.front().filter(|_| !lane.sent) else { continue };
-            lane.sent = true;
+            let Some(lane) = self.lanes.get(&order) else { continue };
+            let Some(row) = lane.queue.front() else { continue };
             self.flying.insert(row.seq, order);
             return Some(Due { row: Arc::clone(row), alone: lane.alone });
         }
@@ -169,10 +166,7 @@ impl Gate {
     /// The event was not taken, for a reason that will pass: it goes again, first of all.
     pub(crate) fn put_back(&mut self, seq: i64) {
         let Some(order) = self.flying.remove(&seq) else { return };
-        if let Some(lane) = self.lanes.get_mut(&order) {
-            lane.sent = false;
-            self.ready.push_front(order);
-        }
+        self.ready.push_front(order);
     }
 
     /// The event was refused for good. In company that is a suspicion, and it goes again alone;
@@ -205,7 +199,6 @@ impl Gate {
             self.held -= 1;
             self.held_bytes -= row.bytes();
         }
-        lane.sent = false;
         lane.alone = false;
         if !lane.queue.is_empty() {
             self.ready.push_back(order);

@@ -6,6 +6,8 @@
 
 pub(crate) mod core;
 pub(crate) mod frontier;
+#[cfg(test)]
+mod frontier_model;
 pub(crate) mod gate;
 pub(crate) mod row;
 #[cfg(test)]
