@@ -2,7 +2,9 @@
 //! demo shows and what the tests stand on.
 
 pub mod guard;
+pub mod mailbox;
 pub mod process;
 pub mod programs;
 pub mod services;
 pub mod testing;
+pub mod topic;

@@ -20,14 +20,19 @@ fn services(temporary: &Path) -> Child {
     demo
 }
 
-/// Every process whose command line names the directory: servers, JVM, guard of the run.
+/// The command line of every process that names the directory: the servers of the run.
 fn processes(directory: &Path) -> Vec<String> {
-    let listing = Command::new("ps").args(["-A", "-o", "pid=,args="]).output().unwrap();
-    String::from_utf8_lossy(&listing.stdout)
-        .lines()
-        .filter(|line| line.contains(directory.to_str().unwrap()))
-        .map(str::to_owned)
-        .collect()
+    let all: Vec<String> = match std::fs::read_dir("/proc") {
+        Ok(entries) => entries
+            .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+            .collect(),
+        Err(_) => {
+            let listing = Command::new("ps").args(["-A", "-o", "args="]).output().unwrap();
+            String::from_utf8_lossy(&listing.stdout).lines().map(str::to_owned).collect()
+        }
+    };
+    all.into_iter().filter(|line| line.contains(directory.to_str().unwrap())).collect()
 }
 
 fn temporary() -> (tempfile::TempDir, PathBuf) {
