@@ -24,3 +24,7 @@ check: install ## Format, lints and documentation, warnings denied
 
 fmt: ## Format the code
 	cargo fmt --all
+
+compose-check: ## Read docker-compose.yml with the parser of Docker Compose
+	@if command -v go >/dev/null; then cd demo/compose-check && go vet . && go run . ../../docker-compose.yml; \
+	else echo 'compose-check: SKIPPED, it needs Go'; fi
