@@ -5,6 +5,7 @@
 mod page;
 mod session;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,11 +147,16 @@ impl Mailbox {
         self.store.read(<[Mail]>::len)
     }
 
+    /// Looks at everything that has arrived without copying it.
+    pub fn read<T>(&self, read: impl FnOnce(&[Mail]) -> T) -> T {
+        self.store.read(read)
+    }
+
     /// How often each Message-ID has arrived.
     #[must_use]
-    pub fn message_ids(&self) -> std::collections::HashMap<String, usize> {
-        self.store.read(|mails| {
-            let mut ids = std::collections::HashMap::with_capacity(mails.len());
+    pub fn message_ids(&self) -> HashMap<String, usize> {
+        self.read(|mails| {
+            let mut ids = HashMap::with_capacity(mails.len());
             for mail in mails {
                 *ids.entry(mail.message_id.clone()).or_default() += 1;
             }

@@ -1,38 +1,33 @@
 //! `demo`: the pipeline in one command; `demo services`: real servers for a command.
 
+mod burst;
+mod cli;
+mod run;
 mod shared;
+mod stack;
+mod story;
+mod tally;
 
+use std::error::Error;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
-#[derive(Parser)]
-#[command(about = "Runs the pipeline with servers of its own", long_about = None)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
+use crate::cli::{Cli, Command};
 
-#[derive(Subcommand)]
-enum Command {
-    /// Starts PostgreSQL and Kafka for a command: TEST_DATABASE_URL and TEST_KAFKA_BROKERS name them.
-    #[command(after_help = "Example: demo services -- cargo test --workspace")]
-    Services {
-        /// The command and its arguments; without one the servers stay up until ctrl-c.
-        #[arg(last = true)]
-        command: Vec<String>,
-    },
-}
+/// What goes wrong here is shown to a person and ends the program.
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Some(Command::Services { command }) => shared::services(&command).await,
-        None => Ok(ExitCode::SUCCESS),
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Some(Command::Services { command }) => shared::services(command).await,
+        None => run::demo(&cli.demo).await,
     };
     demo::guard::finish();
     outcome.unwrap_or_else(|error| {
-        let mut cause: Option<&dyn std::error::Error> = Some(error.as_ref());
+        let mut cause: Option<&dyn Error> = Some(error.as_ref());
         while let Some(error) = cause {
             eprintln!("error: {error}");
             cause = error.source();

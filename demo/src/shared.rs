@@ -1,6 +1,5 @@
 //! `demo services`: one PostgreSQL and one Kafka, shared by a run of the tests.
 
-use std::error::Error;
 use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Stdio};
@@ -10,8 +9,10 @@ use demo::testing::{DATABASE_SERVER, KAFKA_BROKERS};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::Outcome;
+
 /// Starts the servers, runs the command and gives its exit code.
-pub(crate) async fn services(command: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+pub(crate) async fn services(command: &[String]) -> Outcome<ExitCode> {
     let end = end()?;
     tokio::pin!(end);
     let servers = async { tokio::try_join!(Postgres::start(), Kafka::start()) };

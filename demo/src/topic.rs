@@ -1,5 +1,7 @@
 //! Topics from outside: making one, and reading everything that lies on it.
 
+mod follow;
+
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -9,6 +11,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+
+pub use self::follow::{Follower, Seen};
 
 /// A message as it lies on a topic.
 #[derive(Clone, Debug)]
