@@ -1,8 +1,12 @@
-//! A database of its own for each test, on the server that the run shares.
+//! A database and a topic of its own for each test, on the servers that the run shares.
+
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
 use uuid::Uuid;
+
+use crate::topic::{self, Message};
 
 /// Names the shared PostgreSQL server: a URL to a database in which databases may be created.
 pub const DATABASE_SERVER: &str = "TEST_DATABASE_URL";
@@ -14,7 +18,7 @@ pub const KAFKA_BROKERS: &str = "TEST_KAFKA_BROKERS";
 /// # Panics
 /// When it is not set: tests run by `make test`, which starts the servers.
 #[must_use]
-#[allow(clippy::disallowed_methods)]
+#[allow(clippy::disallowed_methods, reason = "a test has no command line to declare them on")]
 pub fn shared(variable: &str) -> String {
     std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run the tests with `make test`"))
@@ -54,4 +58,53 @@ impl Database {
     pub async fn pool(&self) -> PgPool {
         PgPoolOptions::new().max_connections(10).connect(&self.url).await.expect("database answers")
     }
+}
+
+/// A fresh topic on the Kafka that the run shares.
+#[derive(Debug)]
+pub struct Topic {
+    name: String,
+    brokers: String,
+}
+
+impl Topic {
+    /// Creates the topic.
+    ///
+    /// # Panics
+    /// When Kafka cannot be reached.
+    pub async fn create(partitions: i32) -> Self {
+        let brokers = shared(KAFKA_BROKERS);
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        topic::create(&brokers, &name, partitions).await.expect("topic created");
+        Self { name, brokers }
+    }
+
+    /// What goes into `KAFKA_TOPIC`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What goes into `KAFKA_BROKERS`.
+    #[must_use]
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Everything that lies on it now.
+    ///
+    /// # Panics
+    /// When it cannot be read within a minute.
+    pub async fn read(&self) -> Vec<Message> {
+        read_topic(&self.brokers, &self.name, Duration::from_secs(60)).await
+    }
+}
+
+/// Everything that lies on a topic now, up to its high watermarks, partition by partition in order
+/// of offset.
+///
+/// # Panics
+/// When it cannot be read within `limit`.
+pub async fn read_topic(brokers: &str, topic: &str, limit: Duration) -> Vec<Message> {
+    topic::read(brokers, topic, limit).await.expect("the topic is read")
 }

@@ -1,0 +1,30 @@
+# SQL is checked against the committed metadata: a build needs no database.
+export SQLX_OFFLINE := true
+
+.PHONY: help install demo test check fmt compose-check
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Install what is missing (says what, before it does)
+	@demo/install
+
+demo: install ## Run the whole pipeline; ARGS=--once ends by itself
+	cargo build --release --package orders --package relay --package demo --bins
+	@target/release/demo $(ARGS)
+
+test: install ## Run every test against a real PostgreSQL and a real Kafka
+	cargo build --workspace --bins
+	target/debug/demo services -- cargo test --workspace
+
+check: install ## Format, lints and documentation, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+fmt: ## Format the code
+	cargo fmt --all
+
+compose-check: ## Read docker-compose.yml with the parser of Docker Compose
+	@if command -v go >/dev/null; then cd demo/compose-check && go vet . && go run . ../../docker-compose.yml; \
+	else echo 'compose-check: SKIPPED, it needs Go'; fi

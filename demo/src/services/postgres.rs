@@ -1,0 +1,145 @@
+//! A PostgreSQL server of our own.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+
+use super::distribution::Distribution;
+use super::{STARTS, ServiceError, free_port};
+use crate::guard;
+use crate::process::{Process, Spec};
+
+const NAME: &str = "PostgreSQL";
+/// PostgreSQL refuses to run as root; this is `nobody` on Debian, and needs no entry anywhere.
+const UNPRIVILEGED: u32 = 65534;
+const START: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(20);
+
+/// A running PostgreSQL; dropping it ends it and removes its data.
+#[derive(Debug)]
+pub struct Postgres {
+    directory: PathBuf,
+    port: u16,
+    spec: Spec,
+    process: Process,
+}
+
+impl Postgres {
+    /// Makes a new cluster and starts it.
+    ///
+    /// # Errors
+    /// When it cannot be fetched or does not start; the end of its log is shown.
+    pub async fn start() -> Result<Self, ServiceError> {
+        let io_failed = |source| ServiceError::Io { service: NAME, source };
+        let bin = Distribution::postgres()?.unpacked().await?.join("bin");
+        let user = guard::is_root().map_err(io_failed)?.then_some(UNPRIVILEGED);
+        let directory = guard::scratch("postgres").map_err(io_failed)?;
+        if user.is_some() {
+            chown(&directory, user, user).map_err(io_failed)?;
+        }
+        let data = directory.join("data");
+        let mut initdb = Spec::new("initdb", bin.join("initdb"), directory.join("initdb.log"))
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .args([&data]);
+        initdb.user = user;
+        Process::run(&initdb, START).await.map_err(ServiceError::process(NAME))?;
+
+        let mut spec =
+            Spec::new("postgres", bin.join("postgres"), directory.join("log")).args(["-D"]).args([&data]);
+        // SIGTERM waits for every client to leave.
+        spec.signal = "INT";
+        spec.user = user;
+        // No socket file: the temporary directory's path may be too long for one. Shared memory in
+        // files of the data directory: nothing is left behind after SIGKILL.
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=300",
+            "dynamic_shared_memory_type=mmap",
+        ] {
+            spec = spec.args(["-c", setting]);
+        }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let port = free_port().map_err(io_failed)?;
+            let spec = spec.clone().args(["-p", &port.to_string()]);
+            let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
+            let mut server = Self { directory: directory.clone(), port, spec, process };
+            match server.answers().await {
+                Ok(()) => return Ok(server),
+                Err(error) if tries == STARTS => return Err(error),
+                // Only the data must outlive this try.
+                Err(_) => server.directory = PathBuf::new(),
+            }
+        }
+    }
+
+    /// A URL to the database `postgres`, as a superuser.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Shuts down ("fast": clients are disconnected) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn stop(&mut self) -> Result<(), ServiceError> {
+        self.process.terminate(STOP).await.map(drop).map_err(ServiceError::process(NAME))
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn kill(&mut self) -> Result<(), ServiceError> {
+        self.process.kill().map_err(ServiceError::process(NAME))
+    }
+
+    /// Starts it again on the same data and port.
+    ///
+    /// # Errors
+    /// When it does not start; the end of its log is shown.
+    pub async fn start_again(&mut self) -> Result<(), ServiceError> {
+        self.kill()?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.process = Process::spawn(&self.spec).map_err(ServiceError::process(NAME))?;
+            match self.answers().await {
+                // After a SIGKILL its backends hold the shared memory until they notice.
+                Err(_) if tries < 20 => tokio::time::sleep(Duration::from_millis(250)).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn answers(&mut self) -> Result<(), ServiceError> {
+        let url = self.url();
+        self.process
+            .wait_until("ready", START, async || match PgConnection::connect(&url).await {
+                Ok(connection) => connection.close().await.is_ok(),
+                Err(_) => false,
+            })
+            .await
+            .map_err(ServiceError::process(NAME))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // SIGKILL of the postmaster alone would leave its shared memory segment behind.
+        let _ = self.process.end_now(Duration::from_secs(3));
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
