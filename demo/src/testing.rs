@@ -1,6 +1,6 @@
 //! A database and a topic of its own for each test, on the servers that the run shares.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
@@ -107,4 +107,19 @@ impl Topic {
 /// When it cannot be read within `limit`.
 pub async fn read_topic(brokers: &str, topic: &str, limit: Duration) -> Vec<Message> {
     topic::read(brokers, topic, limit).await.expect("the topic is read")
+}
+
+/// Polls `check` until it gives a value.
+///
+/// # Panics
+/// After `limit`; `what` says what was waited for.
+pub async fn eventually<T>(what: &str, limit: Duration, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(Instant::now() < end, "after {limit:?} still waiting for: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -59,6 +59,7 @@ impl Postgres {
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
             "max_connections=300",
+            "max_prepared_transactions=16",
             "dynamic_shared_memory_type=mmap",
         ] {
             spec = spec.args(["-c", setting]);
