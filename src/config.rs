@@ -1,0 +1,156 @@
+//! The command line: every setting is a flag and an environment variable, declared here once.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
+
+/// REST API that writes an order, its idempotency record and its event in one transaction.
+#[derive(Debug, Parser)]
+#[command(
+    name = "orders",
+    version,
+    after_help = "Example:\n  export DATABASE_URL=postgres://postgres@127.0.0.1/orders\n  orders migrate && ORDERS_AUTH=off orders serve\n\nExit codes: 0 done, 1 failed, 2 usage, 3 a check found something, 4 a dependency is down"
+)]
+pub struct Cli {
+    /// How to log.
+    #[command(flatten)]
+    pub log: Log,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API until SIGTERM or SIGINT
+    #[command(
+        after_help = "Example:\n  ORDERS_AUTH=off orders serve --listen 127.0.0.1:8080\n  curl -i localhost:8080/orders -H 'content-type: application/json' \\\n    -H 'idempotency-key: order-1' -d '{\"customerId\": 42, \"amountCents\": 2599}'"
+    )]
+    Serve(Serve),
+    /// Apply the migrations that are missing, or say whether there are any
+    #[command(after_help = "Example:\n  orders migrate --check || orders migrate")]
+    Migrate(Migrate),
+}
+
+/// Where the database is.
+#[derive(Args, Clone)]
+pub struct Database {
+    /// PostgreSQL to use, postgres://user:password@host:port/database
+    // A String and not a parsed URL: clap repeats a value that it cannot parse, password included.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: String,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Database(…)")
+    }
+}
+
+impl Database {
+    /// For code that has a URL and no command line.
+    #[must_use]
+    pub fn new(database_url: impl Into<String>) -> Self {
+        Self { database_url: database_url.into() }
+    }
+
+    /// How to connect. Statements are not logged: they would show what clients sent.
+    ///
+    /// # Errors
+    /// When the URL is none; the message does not repeat it.
+    pub fn options(&self) -> Result<PgConnectOptions, InvalidDatabaseUrl> {
+        let options: PgConnectOptions = self.database_url.parse().map_err(|_| InvalidDatabaseUrl)?;
+        Ok(options.application_name("orders").disable_statement_logging())
+    }
+}
+
+/// The value of `DATABASE_URL` is not a URL of PostgreSQL.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("DATABASE_URL must look like postgres://user:password@host:port/database")]
+pub struct InvalidDatabaseUrl;
+
+/// Settings of `orders serve`.
+#[derive(Args, Clone, Debug)]
+pub struct Serve {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// Address and port to listen on
+    #[arg(long, env = "ORDERS_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Who may call: holders of an API key, or everybody as client `anonymous`
+    #[arg(long, env = "ORDERS_AUTH", value_enum, default_value_t = Auth::Keys)]
+    pub auth: Auth,
+    /// Orders that may wait for the writer; past that, clients get 503 `overloaded`
+    #[arg(long, env = "ORDERS_QUEUE", value_name = "N", default_value_t = 4096,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub queue: usize,
+}
+
+/// Who may call the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Auth {
+    /// Holders of an API key.
+    Keys,
+    /// Everybody, as client `anonymous`.
+    Off,
+}
+
+/// Settings of `orders migrate`.
+#[derive(Args, Clone, Debug)]
+pub struct Migrate {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// Change nothing; exit code 3 when migrations are missing
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// How to log.
+#[derive(Args, Clone, Debug)]
+pub struct Log {
+    /// What to log, for example info or orders=debug
+    #[arg(long = "log", env = "RUST_LOG", value_name = "FILTER", default_value = "info", global = true)]
+    filter: String,
+    /// Lines for people or for programs
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Log {
+    /// Starts logging to stderr: stdout is for what a command prints.
+    pub fn start(&self) {
+        let builder = tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_env_filter(EnvFilter::builder().parse_lossy(&self.filter));
+        match self.log_format {
+            LogFormat::Text => builder.with_ansi(false).init(),
+            LogFormat::Json => builder.json().flatten_event(true).init(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_database_url_is_not_repeated() {
+        let database = Database::new("postgres//user:hunter2@host");
+        let error = database.options().expect_err("no URL");
+        assert!(!error.to_string().contains("hunter2"));
+        assert!(!format!("{database:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,157 @@
+//! The handlers of one order: create, show, cancel.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chrono::{SubsecRound, Utc};
+use events::{EventId, OrderCreated, OrderEvent, OrderId, OrderStatus};
+use sqlx::PgPool;
+
+use super::idempotency_key::{self, HEADER};
+use super::problem::{self, ApiError, Problem};
+use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
+use super::{body, trace_context};
+use crate::db;
+use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, Fingerprint, IdempotencyKey, NewOrder};
+use crate::domain::{OrderView, Outcome, TraceContext};
+use crate::writer::Writer;
+
+/// `POST /orders`
+pub(crate) async fn create(
+    State(writer): State<Writer>,
+    Client(client): Client,
+    _: NoQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let key = idempotency_key::from_headers(&headers)?;
+    require_json(&headers)?;
+    let request = body::create_order(&read_body(&headers, body).await?)?;
+    let order = new_order(client, key, request, trace_context::from_headers(&headers))?;
+    answer(writer.create(order).await?, &headers)
+}
+
+/// `GET /orders/{orderId}`
+pub(crate) async fn show(
+    State(pool): State<PgPool>,
+    Client(client): Client,
+    OrderPath(order): OrderPath,
+    _: NoQuery,
+) -> Result<Response, ApiError> {
+    let order = db::orders::find(&pool, &client, order).await?.ok_or(ApiError::OrderNotFound)?;
+    Ok(Json(order).into_response())
+}
+
+/// `POST /orders/{orderId}/cancel`
+pub(crate) async fn cancel(
+    State(writer): State<Writer>,
+    Client(client): Client,
+    OrderPath(order_id): OrderPath,
+    _: NoQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let key = idempotency_key::from_headers(&headers)?;
+    let body = read_body(&headers, body).await?;
+    if !body.is_empty() {
+        require_json(&headers)?;
+    }
+    body::nothing(&body)?;
+    let request = CancelOrder {
+        client,
+        key,
+        order_id,
+        event_id: EventId::new(),
+        at: Utc::now().trunc_subsecs(6),
+        refusal: Answer {
+            status: StatusCode::CONFLICT.as_u16(),
+            headers: [("content-type".to_owned(), problem::MEDIA_TYPE.to_owned())].into(),
+            body: Problem::not_cancellable().to_json(),
+        },
+        trace: trace_context::from_headers(&headers),
+    };
+    answer(writer.cancel(request).await?, &headers)
+}
+
+/// Makes everything that the order will write, its answer included.
+fn new_order(
+    client: ClientId,
+    key: IdempotencyKey,
+    request: CreateOrder,
+    trace: TraceContext,
+) -> Result<NewOrder, ApiError> {
+    let order_id = OrderId::new();
+    let created_at = Utc::now().trunc_subsecs(6);
+    let view = OrderView {
+        order_id,
+        status: OrderStatus::Created,
+        customer_id: request.customer_id.get(),
+        amount_cents: request.amount_cents.get(),
+        currency: request.currency.code().to_owned(),
+        customer_email: request.customer_email.as_ref().map(|email| email.as_str().to_owned()),
+        version: 1,
+        created_at,
+        cancelled_at: None,
+    };
+    let event = OrderEvent::Created(OrderCreated {
+        order_id,
+        customer_id: view.customer_id,
+        amount_cents: view.amount_cents,
+        currency: view.currency.clone(),
+        status: OrderStatus::Created,
+        created_at,
+    });
+    let unserialisable = |error: serde_json::Error| {
+        tracing::error!(%error, "an order could not be serialised");
+        ApiError::Internal
+    };
+    let headers = [
+        ("content-type".to_owned(), "application/json".to_owned()),
+        ("location".to_owned(), format!("/orders/{order_id}")),
+    ];
+    Ok(NewOrder {
+        fingerprint: Fingerprint::create(&request),
+        client,
+        key,
+        request,
+        order_id,
+        event_id: EventId::new(),
+        created_at,
+        payload: event.to_json().map_err(unserialisable)?,
+        trace,
+        answer: Answer {
+            status: StatusCode::CREATED.as_u16(),
+            headers: headers.into(),
+            body: serde_json::to_vec(&view).map_err(unserialisable)?,
+        },
+    })
+}
+
+/// An outcome as a client gets it; the key is echoed as it was sent.
+fn answer(outcome: Outcome, request: &HeaderMap) -> Result<Response, ApiError> {
+    let (answer, replayed) = match outcome {
+        Outcome::Done(answer) => (answer, false),
+        Outcome::Replayed(answer) => (answer, true),
+        Outcome::KeyReused => return Err(ApiError::KeyReused),
+        Outcome::InProgress => return Err(ApiError::InProgress),
+        Outcome::NoSuchOrder => return Err(ApiError::OrderNotFound),
+    };
+    let mut response = Response::new(Body::from(answer.body));
+    *response.status_mut() = StatusCode::from_u16(answer.status).map_err(|_| ApiError::Internal)?;
+    let headers = response.headers_mut();
+    for (name, value) in answer.headers {
+        // Stored by this program, so both always parse.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    }
+    if let Some(key) = request.get(HEADER) {
+        headers.insert(HeaderName::from_static(HEADER), key.clone());
+    }
+    if replayed {
+        headers.insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
