@@ -120,6 +120,8 @@ pub async fn serve(
     // The router held the last way into the writer: when it is gone, the writer drains and ends,
     // and after it the bell.
     let first = tokio::select! {
+        // A stop that was asked for may end an idle part before it is seen here.
+        biased;
         () = shutdown.cancelled() => Ok(()),
         ended = tasks.join_next() => Err(ServeError::Stopped(ended.and_then(Result::ok).unwrap_or("program"))),
     };

@@ -44,15 +44,21 @@ impl FromStr for Properties {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut properties = Vec::new();
-        for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
-            let (key, value) =
-                pair.split_once('=').ok_or_else(|| format!("`{pair}` is not key=value; use k=v,k=v"))?;
-            let key = key.trim();
-            if let Some((_, fixed)) = FIXED.iter().find(|(name, _)| *name == key) {
+        let mut properties: Vec<(String, String)> = Vec::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            match (part.split_once('='), properties.last_mut()) {
+                (Some((key, value)), _) => {
+                    properties.push((key.trim().to_owned(), value.trim().to_owned()));
+                }
+                // A value may be a list: `debug=broker,cgrp`.
+                (None, Some((_, value))) => *value = format!("{value},{part}"),
+                (None, None) => return Err(format!("`{part}` is not key=value; use k=v,k=v")),
+            }
+        }
+        for (key, _) in &properties {
+            if let Some((_, fixed)) = FIXED.iter().find(|(name, _)| name == key) {
                 return Err(format!("`{key}` is fixed to `{fixed}`: the guarantees rest on it"));
             }
-            properties.push((key.to_owned(), value.trim().to_owned()));
         }
         let config: ClientConfig = properties.iter().cloned().collect();
         config.create_native_config().map_err(|error| match error {
@@ -241,6 +247,11 @@ mod tests {
         assert!(refusal.contains("fixed to `all`"), "{refusal}");
         let refusal = "no.such.thing=1".parse::<Properties>().expect_err("refused");
         assert!(refusal.contains("no.such.thing"), "{refusal}");
+        let list = "debug=broker,cgrp, linger.ms=5".parse::<Properties>().expect("a list");
+        assert_eq!(
+            list.0,
+            [("debug", "broker,cgrp"), ("linger.ms", "5")].map(|(k, v)| (k.to_owned(), v.to_owned()))
+        );
         assert!("linger.ms=5, security.protocol=ssl".parse::<Properties>().is_ok());
     }
 

@@ -8,6 +8,7 @@ use events::OrderEvent;
 use events::inbox::{self, Handler, Inbox, InboxError};
 use events::kafka::Event;
 use sqlx::{PgConnection, PgPool};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -21,6 +22,8 @@ use crate::mail::Kind;
 const CONSUMER: &str = "notify";
 /// A pass that waits longer than this has simply nothing to do.
 const QUIET: Duration = Duration::from_secs(1);
+/// Kafka is well when it has not failed for so long; while it is away it fails more often.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// The stage.
 #[derive(Debug)]
@@ -35,6 +38,18 @@ pub(crate) struct Notifier {
     pub mail_domain: String,
     /// Where it says how it is.
     pub health: StageHealth,
+}
+
+/// What has failed since the last success.
+struct Trouble {
+    backoff: Backoff,
+    kafka_failed: Option<Instant>,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { backoff: Backoff::for_outage(), kafka_failed: None }
+    }
 }
 
 /// Turns an event into a notification.
@@ -65,7 +80,7 @@ impl Handler for Notify {
 impl Notifier {
     /// Subscribes and handles events until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut backoff = Backoff::for_outage();
+        let mut trouble = Trouble::default();
         let mut inbox = loop {
             match inbox::consumer(self.kafka.client(), &self.group, &self.kafka.topic) {
                 Ok(consumer) => {
@@ -75,14 +90,14 @@ impl Notifier {
                 Err(error) => self.health.trouble(format!("Kafka: {error}")),
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next_wait()) => {}
+                () = tokio::time::sleep(trouble.backoff.next_wait()) => {}
                 () = shutdown.cancelled() => return,
             }
         };
         while !shutdown.is_cancelled() {
             tokio::select! {
                 // A pass that is cut off by shutdown has not committed: its events come again.
-                () = self.pass(&mut inbox, &mut backoff) => {}
+                () = self.pass(&mut inbox, &mut trouble) => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -91,15 +106,27 @@ impl Notifier {
         }
     }
 
-    async fn pass(&self, inbox: &mut Inbox<Notify>, backoff: &mut Backoff) {
-        match tokio::time::timeout(QUIET, self.run_once(inbox)).await {
-            Ok(Ok(())) | Err(_) => {
-                backoff.reset();
+    async fn pass(&self, inbox: &mut Inbox<Notify>, trouble: &mut Trouble) {
+        let passed = match tokio::time::timeout(QUIET, inbox.wait()).await {
+            // Nothing came. After a failure only time tells that Kafka is well again.
+            Err(_) if trouble.kafka_failed.is_some_and(|at| at.elapsed() < SETTLED) => return,
+            Err(_) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) => self.run_once(inbox).await,
+        };
+        match passed {
+            Ok(()) => {
+                *trouble = Trouble::default();
                 self.health.well("subscribed");
             }
-            Ok(Err(error)) => {
+            // The client library connects again by itself and must be listened to meanwhile.
+            Err(error @ InboxError::Kafka(_)) => {
+                trouble.kafka_failed = Some(Instant::now());
                 self.health.trouble(error.to_string());
-                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            Err(error @ InboxError::Database(_)) => {
+                self.health.trouble(error.to_string());
+                tokio::time::sleep(trouble.backoff.next_wait()).await;
             }
         }
     }

@@ -54,6 +54,11 @@ impl Event {
 /// nothing lost, nothing extra, nothing changed, and for each order first occurrences in version
 /// order. Events in `except` (event ids) are expected to be missing.
 pub(crate) async fn compare(pool: &PgPool, topic: &Topic, except: &HashSet<Uuid>) -> usize {
+    compare_with(pool, &topic.read().await, except).await
+}
+
+/// The same for what lies on any topic.
+pub(crate) async fn compare_with(pool: &PgPool, messages: &[Message], except: &HashSet<Uuid>) -> usize {
     let rows: Vec<(Uuid, Uuid, i32, String, String)> = sqlx::query_as(
         "select event_id, aggregate_id, version, type, payload::text from outbox order by seq",
     )
@@ -65,7 +70,7 @@ pub(crate) async fn compare(pool: &PgPool, topic: &Topic, except: &HashSet<Uuid>
         .map(|(id, order, version, kind, payload)| (id, Event { id, order, version, kind, payload }))
         .collect();
 
-    let messages: Vec<Event> = topic.read().await.iter().map(Event::of).collect();
+    let messages: Vec<Event> = messages.iter().map(Event::of).collect();
     let mut seen = HashSet::new();
     let mut latest: HashMap<Uuid, i32> = HashMap::new();
     for event in &messages {

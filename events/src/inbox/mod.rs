@@ -93,15 +93,23 @@ impl<H: Handler> Inbox<H> {
         Self { consumer, pool, name: name.into(), handler, taken: Vec::new(), next: HashMap::new() }
     }
 
-    /// Takes what is there, at least one message, and handles it. Cancelling while it waits loses
-    /// nothing.
+    /// Waits until there is something for [`Inbox::run_once`] to do. Cancelling loses nothing.
     ///
     /// # Errors
-    /// [`InboxError`]; call it again after a while.
-    pub async fn run_once(&mut self) -> Result<Pass, InboxError> {
+    /// [`InboxError::Kafka`]; call it again after a while.
+    pub async fn wait(&mut self) -> Result<(), InboxError> {
         if self.taken.is_empty() && self.next.is_empty() {
             self.take_one().await?;
         }
+        Ok(())
+    }
+
+    /// Waits until something is there, takes it, and handles it.
+    ///
+    /// # Errors
+    /// [`InboxError`]; call it again after a while: what was taken is tried again.
+    pub async fn run_once(&mut self) -> Result<Pass, InboxError> {
+        self.wait().await?;
         // What has arrived meanwhile shares the transaction.
         while self.taken.len() < BATCH {
             match self.take_one().now_or_never() {

@@ -110,6 +110,22 @@ pub(crate) async fn lease(
     .await
 }
 
+/// Prolongs the leases of everything that `holder` is sending.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn renew(pool: &PgPool, holder: &str, time: Duration) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update notifications set lease_until = clock_timestamp() + make_interval(secs => $2)
+         where holder = $1 and state = 'sending'",
+        holder,
+        time.as_secs_f64(),
+    )
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
 /// Records what became of an attempt; only for as long as the lease is ours.
 ///
 /// # Errors

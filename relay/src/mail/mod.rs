@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use lettre::message::Mailbox;
 use sqlx::PgPool;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::smtp::{Smtp, SmtpUrlError};
@@ -27,8 +28,9 @@ use crate::health::StageHealth;
 const LEASE: i64 = 64;
 /// Mails sent at the same time.
 const CONNECTIONS: usize = 8;
-/// How long a leased mail may take; after that its outcome counts as unknown.
-const LEASE_TIME: Duration = Duration::from_secs(120);
+/// When this long nobody has renewed the lease of a mail that is being sent, its outcome counts as
+/// unknown. It is renewed all the time that the sending takes.
+const LEASE_TIME: Duration = Duration::from_secs(15);
 /// How often to look when no bell rings.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -173,7 +175,21 @@ impl Mailer {
             })
             .buffer_unordered(CONNECTIONS);
         let mut recorded = Ok(());
-        while let Some((result, attempt)) = attempts.next().await {
+        let mut renew = tokio::time::interval_at(Instant::now() + LEASE_TIME / 3, LEASE_TIME / 3);
+        loop {
+            let (result, attempt) = tokio::select! {
+                next = attempts.next() => match next {
+                    Some(next) => next,
+                    None => break,
+                },
+                _ = renew.tick() => {
+                    // Not renewed, a mail may go twice, with the same Message-ID.
+                    if let Err(error) = notifications::renew(&self.pool, &self.holder, LEASE_TIME).await {
+                        tracing::warn!(%error, "the leases of the mails under way could not be renewed");
+                    }
+                    continue;
+                }
+            };
             // The others are under way: they are recorded all the same.
             recorded = recorded.and(result);
             match attempt {
