@@ -1,4 +1,5 @@
 //! Bad input gets a 4xx that says what would be right, and writes no row.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

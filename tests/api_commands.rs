@@ -1,4 +1,5 @@
 //! The commands of the `orders` program, from outside.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::process::Output;
 

@@ -1,4 +1,5 @@
 //! What a client can rely on when the database, the network or the API itself breaks.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

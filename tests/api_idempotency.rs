@@ -1,4 +1,5 @@
 //! One key, one order: what every repeat of a request gets.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

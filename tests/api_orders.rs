@@ -1,4 +1,5 @@
 //! What a client can do with its orders besides creating them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -73,8 +73,8 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, mode: &Mutex<Mode
                 n => {
                     server.write_all(&up[..n]).await?;
                     if cuts(mode, &up[..n]) {
-                        // The answer's first bytes come after the commit; nobody sees them.
-                        server.read(&mut down).await?;
+                        // The answer's first bytes come after the commit; nobody reads them.
+                        server.readable().await?;
                         return Ok(());
                     }
                 }
