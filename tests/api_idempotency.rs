@@ -106,6 +106,10 @@ async fn two_apis_on_one_database_behave_as_one() {
     two.stop().await;
 }
 
+/// Whether the statement that creates orders waits for a lock.
+const WAITS_FOR_A_LOCK: &str = "select exists (select from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock' and query like '%claimed%')";
+
 const FOREIGN_KEY_ROW: &str = "insert into idempotency_keys
     (client_id, key, operation, fingerprint, order_id, response_status, response_headers, response_body, expires_at)
     values ('anonymous', 'k-1', 'orders.create', sha256('foreign'), gen_random_uuid(), 201, '{}', '',
@@ -125,6 +129,8 @@ async fn a_key_held_by_a_running_transaction_is_in_progress_and_nobody_else_wait
     };
     let keys: Vec<_> = (0..20).map(|i| format!("other-{i}")).collect();
     let others = async {
+        until(&pool, WAITS_FOR_A_LOCK).await;
+        let began = Instant::now();
         let others = join_all(keys.iter().map(|key| api.create(key, ORDER))).await;
         (others, began.elapsed())
     };
@@ -133,7 +139,7 @@ async fn a_key_held_by_a_running_transaction_is_in_progress_and_nobody_else_wait
     assert_eq!((answer.json()["retryable"].as_bool(), answer.header("retry-after")), (Some(true), Some("1")));
     assert!(waited >= Duration::from_millis(450), "it waits for the other: {waited:?}");
     assert!(others.iter().all(|a| a.status == 201));
-    assert!(others_waited < waited, "{others_waited:?} {waited:?}");
+    assert!(others_waited < Duration::from_millis(300), "{others_waited:?}");
 
     foreign.rollback().await.unwrap();
     assert_eq!(api.create("k-1", ORDER).await.status, 201, "a rolled back key is free");
@@ -147,12 +153,7 @@ async fn a_key_whose_holder_commits_during_the_wait_is_judged_by_what_it_committ
     let mut foreign = pool.begin().await.unwrap();
     foreign.execute(FOREIGN_KEY_ROW).await.unwrap();
     let commit = async {
-        until(
-            &pool,
-            "select exists (select from pg_stat_activity where datname = current_database()
-                       and wait_event_type = 'Lock' and query like '%claimed%')",
-        )
-        .await;
+        until(&pool, WAITS_FOR_A_LOCK).await;
         foreign.commit().await.unwrap();
     };
     let (answer, ()) = tokio::join!(api.create("k-1", ORDER), commit);
@@ -167,12 +168,7 @@ async fn a_key_whose_holder_rolls_back_during_the_wait_is_taken() {
     let mut foreign = pool.begin().await.unwrap();
     foreign.execute(FOREIGN_KEY_ROW).await.unwrap();
     let rollback = async {
-        until(
-            &pool,
-            "select exists (select from pg_stat_activity where datname = current_database()
-                       and wait_event_type = 'Lock' and query like '%claimed%')",
-        )
-        .await;
+        until(&pool, WAITS_FOR_A_LOCK).await;
         foreign.rollback().await.unwrap();
     };
     let (answer, ()) = tokio::join!(api.create("k-1", ORDER), rollback);
@@ -200,12 +196,7 @@ async fn another_lock_is_not_reported_as_request_in_progress() {
     let mut foreign = pool.begin().await.unwrap();
     foreign.execute("lock table orders in access exclusive mode").await.unwrap();
     let release = async {
-        until(
-            &pool,
-            "select exists (select from pg_stat_activity where datname = current_database()
-                       and wait_event_type = 'Lock' and query like '%claimed%')",
-        )
-        .await;
+        until(&pool, WAITS_FOR_A_LOCK).await;
         foreign.rollback().await.unwrap();
     };
     let (answer, ()) = tokio::join!(api.create("k-1", ORDER), release);
@@ -265,11 +256,7 @@ async fn the_work_goes_on_when_the_client_leaves_and_the_retry_replays() {
     foreign.execute("lock table orders in access exclusive mode").await.unwrap();
     {
         let request = api.create("k-1", ORDER);
-        let accepted = until(
-            &pool,
-            "select exists (select from pg_stat_activity where datname = current_database()
-                       and wait_event_type = 'Lock' and query like '%claimed%')",
-        );
+        let accepted = until(&pool, WAITS_FOR_A_LOCK);
         tokio::select! { answer = request => panic!("{answer:?}"), () = accepted => {} }
         // Dropping the request closes its connection.
     }

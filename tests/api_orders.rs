@@ -6,7 +6,7 @@ mod support;
 use demo::testing::Database;
 use futures_util::future::join_all;
 use sqlx::Executor;
-use support::{Api, ORDER, rows};
+use support::{Api, ORDER, rows, until};
 
 const WITH_EMAIL: &str =
     r#"{"customerId":7,"amountCents":100,"currency":"EUR","customerEmail":"ada@example.com"}"#;
@@ -63,6 +63,31 @@ async fn concurrent_cancels_make_exactly_one_event() {
     assert_eq!(rows(&database.pool().await).await, (1, 11, 2));
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test]
+async fn cancels_that_meet_at_the_order_agree_on_one_event() {
+    let database = Database::create().await;
+    let (api, pool) = (Api::start(database.url()).await, database.pool().await);
+    let order = api.create("k-1", ORDER).await.order_id();
+    let mut foreign = pool.begin().await.unwrap();
+    foreign.execute("select from orders for update").await.unwrap();
+    let release = async {
+        // Both have their key and stand before the order's row.
+        until(
+            &pool,
+            "select count(*) = 2 from pg_stat_activity where datname = current_database()
+                       and application_name = 'orders' and wait_event_type = 'Lock'",
+        )
+        .await;
+        foreign.rollback().await.unwrap();
+    };
+    let (one, two, ()) = tokio::join!(api.cancel(&order, "c-1"), api.cancel(&order, "c-2"), release);
+    let mut statuses = [one.status, two.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409], "{one:?} {two:?}");
+    assert_eq!(rows(&pool).await, (1, 3, 2));
+    api.stop().await;
 }
 
 #[tokio::test]
