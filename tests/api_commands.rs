@@ -31,14 +31,6 @@ async fn migrate_tells_by_its_exit_code_what_there_is_to_do() {
 }
 
 #[tokio::test]
-async fn serving_without_keys_says_how_to_switch_them_off() {
-    let database = Database::create().await;
-    let output = orders(&["serve", "--listen", "127.0.0.1:0"], database.url()).await;
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("ORDERS_AUTH=off"), "{output:?}");
-}
-
-#[tokio::test]
 async fn a_wrong_setting_is_named_and_a_password_is_not_shown() {
     let output = orders(&["serve", "--auth", "off"], "postgres//ada:hunter2@host/db").await;
     assert_eq!(output.status.code(), Some(2));

@@ -9,8 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use demo::testing::Database;
-use orders::domain::ClientId;
-use orders::http::Access;
+use orders::config::Auth;
 use orders::server::{ServeError, serve};
 use reqwest::{Method, Response};
 use serde_json::Value;
@@ -36,14 +35,17 @@ impl Api {
         Self::start_with_queue(database_url, 4096).await
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the test ends it")]
     pub async fn start_with_queue(database_url: &str, queue: usize) -> Self {
+        Self::start_with(database_url, Auth::Off, queue).await
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the test ends it")]
+    pub async fn start_with(database_url: &str, auth: Auth, queue: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let options = orders::config::Database::new(database_url).options().unwrap();
         let shutdown = CancellationToken::new();
-        let access = Access::Open(ClientId::anonymous());
-        let task = tokio::spawn(serve(listener, options, access, queue, shutdown.clone()));
+        let task = tokio::spawn(serve(listener, options, auth, queue, shutdown.clone()));
         Self { address, shutdown, task, client: reqwest::Client::new() }
     }
 
