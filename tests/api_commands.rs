@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use demo::testing::{DATABASE_SERVER, Database, shared};
+use demo::testing::{DATABASE_SERVER, shared};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tokio::process::Command;
