@@ -34,6 +34,11 @@ pub enum Command {
     /// Apply the migrations that are missing, or say whether there are any
     #[command(after_help = "Example:\n  orders migrate --check || orders migrate")]
     Migrate(Migrate),
+    /// Make, list and revoke the keys that clients call with
+    #[command(
+        after_help = "Example:\n  TOKEN=$(orders keys create --client shop)\n  curl localhost:8080/orders -H \"authorization: Bearer $TOKEN\""
+    )]
+    Keys(Keys),
 }
 
 /// Where the database is.
@@ -109,6 +114,51 @@ pub struct Migrate {
     /// Change nothing; exit code 3 when migrations are missing
     #[arg(long)]
     pub check: bool,
+}
+
+/// Settings of `orders keys`.
+#[derive(Args, Clone, Debug)]
+pub struct Keys {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What can be done with keys.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print its token, this once
+    #[command(after_help = "Example:\n  orders keys create --client shop")]
+    Create {
+        /// Whose orders and idempotency keys it opens; several keys of one client see the same
+        #[arg(long, value_name = "NAME", value_parser = client_name)]
+        client: String,
+    },
+    /// Print every key, without its token
+    #[command(after_help = "Example:\n  orders keys list --json")]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a key out of force; it stops within 5 seconds
+    #[command(after_help = "Example:\n  orders keys revoke 01a20eed-818d-74fd-b1bc-ada1c23bef06")]
+    Revoke {
+        /// The key's id, as `orders keys list` shows it
+        id: uuid::Uuid,
+    },
+}
+
+fn client_name(name: &str) -> Result<String, &'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if (1..=100).contains(&name.len()) && name.bytes().all(plain) {
+        Ok(name.to_owned())
+    } else {
+        Err("must be 1 to 100 letters, digits, '-', '_' or '.'")
+    }
 }
 
 /// How to log.

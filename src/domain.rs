@@ -25,9 +25,71 @@ impl ClientId {
         Self("anonymous".to_owned())
     }
 
+    /// The client that a looked-up API key belongs to.
+    pub(crate) fn authenticated(client: String) -> Self {
+        Self(client)
+    }
+
     /// As the database knows it.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a client proves itself with: 256 random bits in hexadecimal behind a prefix that secret
+/// scanners can know.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// SHA-256 of a [`Token`]: all that is stored of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// The 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Token {
+    const PREFIX: &str = "ordk_";
+
+    /// A new token.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub(crate) fn generate() -> Result<Self, getrandom::Error> {
+        let mut bits = [0; 32];
+        getrandom::fill(&mut bits)?;
+        let digits: String = bits.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self(format!("{}{digits}", Self::PREFIX)))
+    }
+
+    /// `None` for what cannot be a token, so that it costs no query.
+    #[must_use]
+    pub fn parse(token: &str) -> Option<Self> {
+        let digits = token.strip_prefix(Self::PREFIX)?;
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (digits.len() == 64 && digits.bytes().all(hex)).then(|| Self(token.to_owned()))
+    }
+
+    /// What is stored. No salt and no stretching: there is nothing to guess in 256 random bits.
+    #[must_use]
+    pub fn hash(&self) -> TokenHash {
+        TokenHash(Sha256::digest(&self.0).into())
+    }
+
+    /// The token itself, to be shown once.
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }

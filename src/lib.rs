@@ -9,6 +9,7 @@ pub mod config;
 mod db;
 pub mod domain;
 pub mod http;
+pub mod keys;
 pub mod migrate;
 pub mod server;
 pub mod writer;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orders::config::{Cli, Command};
-use orders::{migrate, server};
+use orders::{keys, migrate, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ async fn main() -> ExitCode {
             }
         }
         Command::Migrate(config) => migrate::run(config).await,
+        Command::Keys(config) => keys::run(config).await,
     }
 }
 

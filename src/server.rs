@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bell::Bell;
 use crate::config::{Auth, InvalidDatabaseUrl, Serve};
 use crate::domain::ClientId;
-use crate::http::{Access, AppState, router};
+use crate::http::{Access, AppState, KeyRing, router};
 use crate::writer::Writer;
 
 /// How long accepted requests may take to finish after the signal.
@@ -30,11 +30,6 @@ pub enum ServeError {
     /// A setting is wrong.
     #[error(transparent)]
     Database(#[from] InvalidDatabaseUrl),
-    /// API keys are the default, but they do not exist yet.
-    #[error(
-        "API keys are not available in this version: set ORDERS_AUTH=off to take everyone as client `anonymous`"
-    )]
-    NoKeys,
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -57,20 +52,19 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`]
 pub async fn run(config: Serve, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let access = access(config.auth)?;
     // Checked before the port is taken.
     let options = config.database.options()?;
     let listen = |source| ServeError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-    serve(listener, options, access, config.queue, shutdown).await
+    serve(listener, options, config.auth, config.queue, shutdown).await
 }
 
-fn access(auth: Auth) -> Result<Access, ServeError> {
+fn access(auth: Auth, pool: &PgPool) -> Access {
     match auth {
-        Auth::Keys => Err(ServeError::NoKeys),
+        Auth::Keys => Access::Keys(KeyRing::new(pool.clone())),
         Auth::Off => {
             tracing::warn!("ORDERS_AUTH=off: everyone is taken as client `anonymous`");
-            Ok(Access::Open(ClientId::anonymous()))
+            Access::Open(ClientId::anonymous())
         }
     }
 }
@@ -83,7 +77,7 @@ fn access(auth: Auth) -> Result<Access, ServeError> {
 pub async fn serve(
     listener: TcpListener,
     options: PgConnectOptions,
-    access: Access,
+    auth: Auth,
     queue: usize,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
@@ -98,6 +92,7 @@ pub async fn serve(
     });
     let pools = (readers.clone(), waiters.clone());
     let writer = Writer::start(&mut tasks, options, pools, bell, queue);
+    let access = access(auth, &readers);
     let app = router(AppState { pool: readers.clone(), writer, access });
 
     if let Ok(address) = listener.local_addr() {
@@ -154,7 +149,7 @@ pub fn exit_code(result: Result<(), ServeError>) -> ExitCode {
         None => eprintln!("orders: {error}"),
     }
     match error {
-        ServeError::Database(_) | ServeError::NoKeys => ExitCode::from(2),
+        ServeError::Database(_) => ExitCode::from(2),
         ServeError::Listen { .. } | ServeError::Stopped(_) | ServeError::Deadline => ExitCode::from(1),
     }
 }

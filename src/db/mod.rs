@@ -6,6 +6,7 @@ pub(crate) mod create;
 pub(crate) mod health;
 pub(crate) mod history;
 pub(crate) mod idempotency;
+pub(crate) mod keys;
 pub(crate) mod orders;
 pub(crate) mod session;
 

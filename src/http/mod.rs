@@ -1,6 +1,7 @@
 //! HTTP: routes, what a request must look like, what an answer looks like. Decides nothing about
 //! orders and sends no SQL.
 
+mod access;
 mod body;
 mod health;
 mod idempotency_key;
@@ -17,16 +18,9 @@ use axum::routing::{get, post};
 use sqlx::PgPool;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::domain::ClientId;
 use crate::writer::Writer;
+pub use access::{Access, KeyRing};
 use problem::ApiError;
-
-/// Who may call.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// Everybody, and everybody is this client.
-    Open(ClientId),
-}
 
 /// What the handlers work with.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! Every error a client can get: RFC 9457 problem details, from a fixed list of codes. A 5xx says
 //! nothing of the inside; the cause goes to the log.
 
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -17,6 +17,10 @@ pub(crate) enum ApiError {
     Body(BodyError),
     /// A query or path parameter; the name and what would be right.
     Parameter(&'static str, &'static str),
+    /// No bearer token, though one is needed.
+    TokenMissing,
+    /// A token that is malformed, unknown or revoked: which one is nobody's business.
+    TokenInvalid,
     UnsupportedMediaType,
     BodyTooLarge,
     BodyTooSlow,
@@ -116,6 +120,15 @@ impl From<ApiError> for Problem {
                 "A parameter is not valid",
                 format!("{name} {detail}"),
             ),
+            ApiError::TokenMissing => Self::new(
+                S::UNAUTHORIZED,
+                "unauthorized",
+                "Unauthorized",
+                "send your API key as Authorization: Bearer ordk_…",
+            ),
+            ApiError::TokenInvalid => {
+                Self::new(S::UNAUTHORIZED, "unauthorized", "Unauthorized", "the API key is not valid")
+            }
             ApiError::UnsupportedMediaType => Self::new(
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
@@ -193,11 +206,19 @@ impl From<ApiError> for Problem {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let challenge = match &self {
+            ApiError::TokenMissing => Some(r#"Bearer realm="orders""#),
+            ApiError::TokenInvalid => Some(r#"Bearer realm="orders", error="invalid_token""#),
+            _ => None,
+        };
         let problem = Problem::from(self);
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response =
             (status, [(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], problem.to_json())
                 .into_response();
+        if let Some(challenge) = challenge {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         if problem.retryable && matches!(status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use events::OrderId;
 use futures_util::StreamExt;
 
+use super::AppState;
 use super::problem::ApiError;
-use super::{Access, AppState};
 use crate::domain::ClientId;
 
 /// The largest body, in bytes.
@@ -28,10 +28,8 @@ where
 {
     type Rejection = ApiError;
 
-    #[allow(clippy::unused_async, reason = "the trait's signature")]
-    async fn from_request_parts(_: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Access::Open(client) = AppState::from_ref(state).access;
-        Ok(Self(client))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        AppState::from_ref(state).access.client(&parts.headers).await.map(Self)
     }
 }
 
