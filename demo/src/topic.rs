@@ -140,6 +140,21 @@ pub async fn count(brokers: &str, topic: &str) -> Result<i64, TopicError> {
     .await
 }
 
+/// Whether a consumer group has its partitions. A group that is not there has none.
+///
+/// # Errors
+/// [`TopicError::Kafka`] when the broker does not answer.
+pub async fn group_is_stable(brokers: &str, group: Option<&str>) -> Result<bool, TopicError> {
+    let (brokers, group) = (brokers.to_owned(), group.map(str::to_owned));
+    blocking(move || {
+        let groups = consumer(&brokers)?
+            .fetch_group_list(group.as_deref(), Duration::from_secs(10))
+            .map_err(refused(&brokers, "its groups"))?;
+        Ok(groups.groups().iter().any(|group| group.state() == "Stable" && !group.members().is_empty()))
+    })
+    .await
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TopicError> + Send + 'static,
 ) -> Result<T, TopicError> {

@@ -14,7 +14,7 @@ use crate::guard;
 use crate::process::{Process, Spec};
 
 const NAME: &str = "PostgreSQL";
-/// PostgreSQL refuses to run as root; this is `nobody` on Debian, and needs no entry anywhere.
+/// PostgreSQL refuses to run as root, and wants a user that has a name; this is `nobody` on Debian.
 const UNPRIVILEGED: u32 = 65534;
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(20);

@@ -12,6 +12,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Message, TopicError, consumer, refused, watermarks};
 
+/// How long a start waits for the fetching to begin.
+const SETTLES: Duration = Duration::from_secs(5);
+
 /// A message and when it was seen here.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -36,9 +39,9 @@ impl Follower {
     /// [`TopicError::Kafka`] when the broker does not answer or there is no such topic.
     pub async fn start(brokers: &str, topic: &str) -> Result<Self, TopicError> {
         let (asked, name) = (brokers.to_owned(), topic.to_owned());
-        let consumer = super::blocking(move || assigned(&asked, &name)).await?;
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (counter, count) = watch::channel(0);
+        let (consumer, since) = super::blocking(move || assigned(&asked, &name)).await?;
+        let (counter, count) = watch::channel(since.len());
+        let seen = Arc::new(Mutex::new(since));
         let cancel = CancellationToken::new();
         let (store, ended) = (Arc::clone(&seen), cancel.clone());
         thread::spawn(move || {
@@ -80,14 +83,27 @@ impl Follower {
     }
 }
 
-fn assigned(brokers: &str, topic: &str) -> Result<BaseConsumer, TopicError> {
+/// A consumer that stands at the end of every partition, and the messages that have come since.
+fn assigned(brokers: &str, topic: &str) -> Result<(BaseConsumer, Vec<Seen>), TopicError> {
+    let start = Instant::now();
     let consumer = consumer(brokers)?;
+    let mut ends = watermarks(&consumer, brokers, topic)?;
     let mut assignment = TopicPartitionList::new();
-    for (partition, _, high) in watermarks(&consumer, brokers, topic)? {
+    for (partition, _, high) in &ends {
         assignment
-            .add_partition_offset(topic, partition, Offset::Offset(high))
+            .add_partition_offset(topic, *partition, Offset::Offset(*high))
             .map_err(refused(brokers, topic))?;
     }
     consumer.assign(&assignment).map_err(refused(brokers, topic))?;
-    Ok(consumer)
+    // librdkafka takes up to a second to begin fetching: the times of what comes later must not
+    // have that in them. A partition whose end was reached is being fetched.
+    let mut seen = Vec::new();
+    while !ends.is_empty() && start.elapsed() < SETTLES {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => seen.push(Seen { message: message.into(), at: Instant::now() }),
+            Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|(p, ..)| *p != partition),
+            None | Some(Err(_)) => {}
+        }
+    }
+    Ok((consumer, seen))
 }
