@@ -1,7 +1,7 @@
 # SQL is checked against the committed metadata: a build needs no database.
 export SQLX_OFFLINE := true
 
-.PHONY: help install demo test check fmt compose-check
+.PHONY: help install demo test check fmt compose-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,3 +28,7 @@ fmt: ## Format the code
 compose-check: ## Read docker-compose.yml with the parser of Docker Compose
 	@if command -v go >/dev/null; then cd demo/compose-check && go vet . && go run . ../../docker-compose.yml; \
 	else echo 'compose-check: SKIPPED, it needs Go'; fi
+
+sqlx: ## Write .sqlx anew after a change of SQL; needs sqlx-cli and DATABASE_URL
+	SQLX_OFFLINE=false cargo sqlx database setup
+	SQLX_OFFLINE=false cargo sqlx prepare --workspace
