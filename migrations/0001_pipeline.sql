@@ -119,7 +119,8 @@ create table notifications (
   created_at     timestamptz not null default clock_timestamp(),
   sent_at        timestamptz,
   failed_at      timestamptz,
-  constraint notifications_once unique (kind, order_id, order_version),
+  -- The order first: one index serves the dedup key and an order's history.
+  constraint notifications_once unique (order_id, order_version, kind),
   constraint notifications_sending_is_leased check ((state = 'sending') = (holder is not null)
                                                 and (state = 'sending') = (lease_until is not null)),
   constraint notifications_sent_has_time check ((state = 'sent') = (sent_at is not null)),
