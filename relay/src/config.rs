@@ -120,7 +120,8 @@ impl RunArgs {
     /// The stages to run.
     #[must_use]
     pub fn stages(&self) -> Vec<Stage> {
-        if self.stages.is_empty() { Stage::value_variants().to_vec() } else { self.stages.clone() }
+        let all = Stage::value_variants().iter().copied();
+        all.filter(|stage| self.stages.is_empty() || self.stages.contains(stage)).collect()
     }
 
     /// Where Kafka is.

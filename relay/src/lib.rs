@@ -14,9 +14,7 @@ mod notify;
 mod publish;
 pub mod telemetry;
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 
 use sqlx::ConnectOptions;
 use tokio::net::TcpListener;
@@ -46,7 +44,7 @@ pub enum RunError {
     #[error(transparent)]
     Smtp(#[from] SmtpUrlError),
     /// A stage panicked or ended by itself.
-    #[error("stage `{0}` ended by itself")]
+    #[error("the {0} ended by itself")]
     Ended(&'static str),
 }
 
@@ -62,8 +60,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
         .await
         .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
 
-    let mut tasks: Vec<(&'static str, Pin<Box<dyn Future<Output = ()> + Send>>)> = Vec::new();
+    // Each task names itself when it ends.
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
     for stage in args.stages() {
+        let shutdown = shutdown.clone();
         match stage {
             Stage::Publish => {
                 let publisher = Publisher {
@@ -74,7 +74,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     holder: holder.clone(),
                     health: health.stage("publish"),
                 };
-                tasks.push(("publish", Box::pin(publisher.run(shutdown.clone()))));
+                tasks.spawn(async move {
+                    publisher.run(shutdown).await;
+                    "publish"
+                });
             }
             Stage::Notify => {
                 let notifier = Notifier {
@@ -84,7 +87,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     mail_domain: args.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
                 };
-                tasks.push(("notify", Box::pin(notifier.run(shutdown.clone()))));
+                tasks.spawn(async move {
+                    notifier.run(shutdown).await;
+                    "notify"
+                });
             }
             Stage::Mail => {
                 let mailer = Mailer {
@@ -95,48 +101,26 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     on_unknown: args.mail_on_unknown,
                     health: health.stage("mail"),
                 };
-                tasks.push(("mail", Box::pin(mailer.run(shutdown.clone()))));
+                tasks.spawn(async move {
+                    mailer.run(shutdown).await;
+                    "mail"
+                });
             }
         }
     }
+    let pages = health::serve(listener, health, shutdown.clone());
+    tasks.spawn(async move {
+        if let Err(error) = pages.await {
+            tracing::error!(%error, "the health pages ended");
+        }
+        "health"
+    });
 
-    let pages_until = CancellationToken::new();
-    let pages = health::serve(listener, health, pages_until.clone());
-    tasks.push((
-        "health",
-        Box::pin(async move {
-            if let Err(error) = pages.await {
-                tracing::error!(%error, "the health pages ended");
-            }
-        }),
-    ));
-    supervise(tasks, shutdown, pages_until).await
-}
-
-async fn supervise(
-    tasks: Vec<(&'static str, Pin<Box<dyn Future<Output = ()> + Send>>)>,
-    shutdown: CancellationToken,
-    pages_until: CancellationToken,
-) -> Result<(), RunError> {
-    let mut stages = tasks.len() - 1;
-    let mut set = JoinSet::new();
-    let mut names = std::collections::HashMap::new();
-    for (name, task) in tasks {
-        names.insert(set.spawn(task).id(), name);
-    }
     let mut result = Ok(());
-    while let Some(ended) = set.join_next_with_id().await {
-        let id = match &ended {
-            Ok((id, ())) => *id,
-            Err(error) => error.id(),
-        };
-        if ended.is_err() || !shutdown.is_cancelled() {
-            result = result.and(Err(RunError::Ended(names.get(&id).copied().unwrap_or("?"))));
+    while let Some(ended) = tasks.join_next().await {
+        if !shutdown.is_cancelled() {
+            result = Err(RunError::Ended(ended.unwrap_or("stage that panicked")));
             shutdown.cancel();
-        }
-        stages = stages.saturating_sub(1);
-        if stages == 0 {
-            pages_until.cancel();
         }
     }
     result

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use relay::config::{Cli, Command};
-use relay::telemetry;
+use relay::{RunError, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            // A wrong setting is a matter of usage.
+            if matches!(error, RunError::Smtp(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
