@@ -1,6 +1,8 @@
 //! Child processes: started under the guard, with a log, ended by signal and waited for with a
 //! deadline. Knows how to end a process and nothing of what it does.
 
+mod error;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,63 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+pub use self::error::ProcessError;
 use crate::guard;
 
 /// How often a state is looked at while waiting for it.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
-
-/// Why a process is not there or did not do what was asked of it.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    /// The program's file is not where it was looked for.
-    #[error("{program} is not built ({} is missing): `make test` and `make demo` build it", path.display())]
-    Missing {
-        /// Its name.
-        program: String,
-        /// Where it should be.
-        path: PathBuf,
-    },
-    /// The operating system refused to start it.
-    #[error("{program} cannot be started")]
-    Start {
-        /// Its name.
-        program: String,
-        /// The operating system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// It ended though it should run on, or ended with a failure.
-    #[error("{program} ended ({status}); the end of its log:\n{log}")]
-    Ended {
-        /// Its name.
-        program: String,
-        /// How it ended.
-        status: ExitStatus,
-        /// The last lines that it wrote.
-        log: String,
-    },
-    /// It did not get there in time.
-    #[error("{program} is not {state} after {} s; the end of its log:\n{log}", waited.as_secs())]
-    Late {
-        /// Its name.
-        program: String,
-        /// What was waited for.
-        state: &'static str,
-        /// For how long.
-        waited: Duration,
-        /// The last lines that it wrote.
-        log: String,
-    },
-    /// A signal or a look at the process failed.
-    #[error("{program} cannot be controlled")]
-    Control {
-        /// Its name.
-        program: String,
-        /// The operating system's reason.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// What to start and how to end it.
 #[derive(Clone, Debug)]

@@ -10,9 +10,13 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
 pub use self::follow::{Follower, Seen};
+
+/// How long a new topic may take until every partition has a leader.
+const LEADERS: Duration = Duration::from_secs(20);
 
 /// A message as it lies on a topic.
 #[derive(Clone, Debug)]
@@ -114,7 +118,9 @@ pub async fn create(brokers: &str, topic: &str, partitions: i32) -> Result<(), T
             return Err(refused(brokers, what())(KafkaError::AdminOp(code)));
         }
     }
-    Ok(())
+    let (asked, name) = (brokers.to_owned(), topic.to_owned());
+    // Done is when every partition answers, not when the controller has noted the topic down.
+    blocking(move || watermarks(&consumer(&asked)?, &asked, &name)).await.map(drop)
 }
 
 /// Everything that lies on a topic now, partition by partition in order of offset. Joins no group
@@ -174,22 +180,52 @@ fn consumer(brokers: &str) -> Result<BaseConsumer, TopicError> {
         .map_err(refused(brokers, "a consumer"))
 }
 
-/// Partition, first and next offset.
+/// Partition, first and next offset. Waits for the leaders of a topic that was just made.
 fn watermarks(
     consumer: &BaseConsumer,
     brokers: &str,
     topic: &str,
 ) -> Result<Vec<(i32, i64, i64)>, TopicError> {
+    let start = Instant::now();
+    loop {
+        match watermarks_now(consumer, topic) {
+            Err(error) if is_passing(&error) && start.elapsed() < LEADERS => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            result => return result.map_err(refused(brokers, topic)),
+        }
+    }
+}
+
+fn watermarks_now(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>, KafkaError> {
     let limit = Duration::from_secs(10);
-    let metadata = consumer.fetch_metadata(Some(topic), limit).map_err(refused(brokers, topic))?;
-    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
-    partitions
+    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
+    let topics = metadata.topics();
+    if let Some(error) = topics.iter().find_map(MetadataTopic::error) {
+        return Err(KafkaError::MetadataFetch(error.into()));
+    }
+    topics
+        .iter()
+        .flat_map(MetadataTopic::partitions)
         .map(|partition| {
-            let (low, high) =
-                consumer.fetch_watermarks(topic, partition.id(), limit).map_err(refused(brokers, topic))?;
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), limit)?;
             Ok((partition.id(), low, high))
         })
         .collect()
+}
+
+/// What a topic answers while its leaders are not known everywhere yet.
+fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::UnknownPartition
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+        )
+    )
 }
 
 fn read_blocking(brokers: &str, topic: &str, limit: Duration) -> Result<Vec<Message>, TopicError> {

@@ -57,6 +57,9 @@ async fn conversation(stream: TcpStream, peer: IpAddr, store: Store) -> io::Resu
         if !line.ends_with(b"\n") {
             return Ok(());
         }
+        if stream.buffer().is_empty() {
+            acknowledge(stream.get_ref())?;
+        }
         let response = session.process(&line);
         match response.action {
             Action::NoReply => {}
@@ -67,6 +70,20 @@ async fn conversation(stream: TcpStream, peer: IpAddr, store: Store) -> io::Resu
             }
         }
     }
+}
+
+/// Many clients (lettre is one) send a message and its final dot as two writes and leave Nagle's
+/// algorithm on: the dot then waits for our acknowledgement, which Linux delays by 40 ms, and a
+/// connection takes 25 mails a second. The kernel falls back by itself, hence at every read.
+#[cfg(target_os = "linux")]
+fn acknowledge(stream: &TcpStream) -> io::Result<()> {
+    stream.set_quickack(true)
+}
+
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the same signature as on Linux")]
+fn acknowledge(_stream: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 /// The message that is coming in on a connection.
