@@ -141,6 +141,7 @@ async fn an_outage_of_kafka_and_one_of_the_mail_server_cost_no_event_no_mail_and
     kafka.kill().expect("Kafka killed");
     place(100).await;
     unready(&http, &relay, "publish").await;
+    no_transaction_is_open(&pool).await;
     tokio::time::sleep(AWAY).await;
     kafka.start_again().await.expect("Kafka is back");
     settled(&pool, SOON).await;
@@ -150,6 +151,7 @@ async fn an_outage_of_kafka_and_one_of_the_mail_server_cost_no_event_no_mail_and
     mailbox.stop().await;
     let placed = place(100).await;
     unready(&http, &relay, "mail").await;
+    no_transaction_is_open(&pool).await;
     tokio::time::sleep(AWAY).await;
     mailbox.start_again().await.expect("the mailbox is back");
     mailbox.wait_for(placed, SOON).await.expect("mailed");
@@ -216,4 +218,100 @@ async fn an_event_that_is_delivered_twice_makes_one_mail_whose_message_id_is_the
     assert_eq!(ids, HashSet::from(expected));
     assert_eq!(mailbox.count(), 2);
     assert_eq!(topic.read().await.len(), 4, "two orders and two repeats");
+}
+
+/// No network I/O inside a database transaction: none of the relay's is left open while it waits.
+async fn no_transaction_is_open(pool: &PgPool) {
+    for _ in 0..50 {
+        let open = count(
+            pool,
+            "select count(*) from pg_stat_activity where datname = current_database()
+             and application_name = 'relay' and state like 'idle in transaction%'
+             and clock_timestamp() - state_change > interval '200 ms'",
+        )
+        .await;
+        assert_eq!(open, 0, "a transaction waits for something outside the database");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_server_that_never_answers_is_waited_for_outside_any_transaction() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    // Takes connections into its backlog and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let smtp = format!("smtp://{}", silent.local_addr().expect("its address"));
+    let api = started(Server::orders(database.url(), &[]).expect("the API starts")).await;
+    let group = format!("notify-{}", topic.name());
+    let settings = [("NOTIFY_GROUP", group.as_str())];
+    let start = Server::relay(database.url(), topic.brokers(), topic.name(), &smtp, &settings);
+    let _relay = started(start.expect("the relay starts")).await;
+    order(&Client::new(), api.url(), "key", true).await;
+    eventually("the mail to be on its way", SOON, async || {
+        (count(&pool, "select count(*) from notifications where state = 'sending'").await == 1).then_some(())
+    })
+    .await;
+    no_transaction_is_open(&pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_mailer_loses_no_mail_and_what_it_repeats_has_the_same_message_id() {
+    const ORDERS: usize = 300;
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(3).await;
+    let mailbox = Mailbox::start(0).await.expect("a mailbox");
+    let api = started(Server::orders(database.url(), &[]).expect("the API starts")).await;
+    let group = format!("notify-{}", topic.name());
+    let settings = [("NOTIFY_GROUP", group.as_str()), ("RELAY_LEASE_SECONDS", "2")];
+    let start = Server::relay(database.url(), topic.brokers(), topic.name(), &mailbox.smtp_url(), &settings);
+    let mut relay = started(start.expect("the relay starts")).await;
+    let (http, url) = (Client::new(), api.url().to_owned());
+    let orders = stream::iter(0..ORDERS).map(async |n| order(&http, &url, &format!("key-{n}"), true).await);
+    let killer = async {
+        mailbox.wait_for(ORDERS / 4, SOON).await.expect("some mails");
+        relay.kill().expect("killed");
+    };
+    let (orders, ()) = tokio::join!(orders.buffer_unordered(16).collect::<Vec<_>>(), killer);
+    relay.start_again().expect("started again");
+    eventually("every mail to be sent", SOON, async || {
+        let sent = count(&pool, "select count(*) from notifications where state = 'sent'").await;
+        (sent == i64::try_from(ORDERS).expect("fits")).then_some(())
+    })
+    .await;
+    let expected: HashSet<String> =
+        orders.iter().map(|order| format!("confirmation.{order}.1@localhost")).collect();
+    let arrived: HashSet<String> = mailbox.message_ids().into_keys().collect();
+    assert_eq!(arrived, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_address_reaches_kafka() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let api = started(Server::orders(database.url(), &[]).expect("the API starts")).await;
+    let start = Server::relay_stages(
+        &["publish"],
+        database.url(),
+        topic.brokers(),
+        topic.name(),
+        "smtp://127.0.0.1:1",
+        &[],
+    );
+    let _relay = started(start.expect("the relay starts")).await;
+    let http = Client::new();
+    let placed = order(&http, api.url(), "key", true).await;
+    cancel(&http, api.url(), &placed).await;
+    settled(&pool, SOON).await;
+    let messages = topic.read().await;
+    assert_eq!(messages.len(), 2);
+    for message in messages {
+        let values = message.headers.iter().map(|(_, value)| value.as_slice());
+        for bytes in values.chain(message.value.as_deref()) {
+            assert!(!bytes.contains(&b'@'), "{}", String::from_utf8_lossy(bytes));
+        }
+    }
 }
