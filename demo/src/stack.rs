@@ -99,7 +99,7 @@ impl Stack {
 
     pub(crate) fn show(&self) {
         println!("  API         {}", self.api_url());
-        println!("  relay       {}/metrics", self.relay_url());
+        println!("  relay       {}/readyz", self.relay_url());
         if let Some(page) = self.page() {
             println!("  mailbox     {page}");
         }
