@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
+use events::OUTBOX_CHANNEL;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::db::{self, session};
-
-/// The channel on which the relay listens for new outbox rows. The payload is always empty.
-pub const OUTBOX_CHANNEL: &str = "outbox";
 
 /// The shortest time between two rings.
 const QUIET: Duration = Duration::from_millis(2);

@@ -263,7 +263,7 @@ async fn a_commit_rings_the_bell_and_a_lost_bell_hurts_nobody() {
     let database = Database::create().await;
     let (api, pool) = (Api::start(database.url()).await, database.pool().await);
     let mut listener = PgListener::connect(database.url()).await.unwrap();
-    listener.listen(orders::bell::OUTBOX_CHANNEL).await.unwrap();
+    listener.listen(events::OUTBOX_CHANNEL).await.unwrap();
     let order = api.create("k-1", ORDER).await.order_id();
     assert_eq!(listener.recv().await.unwrap().payload(), "");
     api.cancel(&order, "c-1").await;

@@ -18,3 +18,7 @@ pub use cloudevents::{Attributes, MalformedEvent, SPEC_VERSION, header};
 pub use ids::{EventId, OrderId};
 pub use iso_currency::Currency;
 pub use order::{AGGREGATE_ORDER, OrderCancelled, OrderCreated, OrderEvent, OrderStatus, UnknownEvent};
+
+/// The PostgreSQL channel that the API rings after a commit and the relay listens on. It only
+/// saves waiting: the relay polls the outbox anyway.
+pub const OUTBOX_CHANNEL: &str = "outbox";

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 
 use crate::backoff::Backoff;
 
-/// Rung by the API after a commit.
-pub(crate) const OUTBOX: &str = "outbox";
+/// Rung by a publisher that gives its lease up.
+pub(crate) const LEASE: &str = "relay_lease";
 /// Rung by `notify` after new notifications are committed.
 pub(crate) const MAIL: &str = "relay_mail";
 

@@ -67,7 +67,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
         match stage {
             Stage::Publish => {
                 let publisher = Publisher {
-                    pool: db::pool(database.clone(), 4),
+                    pool: db::pool(database.clone(), 6),
                     kafka: args.kafka(),
                     limits: Limits::default(),
                     lease: args.lease(),

@@ -31,6 +31,8 @@ const CONNECTIONS: usize = 8;
 /// When this long nobody has renewed the lease of a mail that is being sent, its outcome counts as
 /// unknown. It is renewed all the time that the sending takes.
 const LEASE_TIME: Duration = Duration::from_secs(15);
+/// How long an outcome is kept for a database that is away.
+const RECORD_TIME: Duration = Duration::from_secs(60);
 /// How often to look when no bell rings.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -171,7 +173,7 @@ impl Mailer {
                 if matches!(attempt, Attempt::Away(_)) {
                     away.cancel();
                 }
-                (notifications::record(&self.pool, &self.holder, &mail, &attempt).await, attempt)
+                (self.record(&mail, &attempt).await, attempt)
             })
             .buffer_unordered(CONNECTIONS);
         let mut recorded = Ok(());
@@ -199,6 +201,22 @@ impl Mailer {
             }
         }
         recorded.map(|()| pass)
+    }
+
+    /// Records an outcome, also through a short absence of the database: a mail that was sent and
+    /// cannot be recorded is sent again.
+    async fn record(&self, mail: &Leased, attempt: &Attempt) -> Result<(), sqlx::Error> {
+        let mut backoff = Backoff::for_outage();
+        let give_up = Instant::now() + RECORD_TIME;
+        loop {
+            match notifications::record(&self.pool, &self.holder, mail, attempt).await {
+                Err(error) if Instant::now() < give_up => {
+                    self.health.trouble(format!("PostgreSQL: {error}"));
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn send(&self, mail: &Leased) -> Attempt {

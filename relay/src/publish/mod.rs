@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::core::{Checkpoint, Command, Core, Input, Limits};
 use crate::backoff::Backoff;
-use crate::bell::Bell;
+use crate::bell::{self, Bell};
 use crate::db::lease::{self, Acquired, Epoch, Fenced};
 use crate::db::outbox;
 use crate::health::StageHealth;
@@ -82,19 +82,22 @@ pub(crate) enum PublishError {
 impl Publisher {
     /// Publishes, or stands by, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let bell = Bell::new(crate::bell::OUTBOX);
+        let bell = Bell::new(events::OUTBOX_CHANNEL);
+        let lease_bell = Bell::new(bell::LEASE);
         tokio::select! {
             () = bell.listen(self.pool.clone()) => {}
-            () = self.terms(&bell, &shutdown) => {}
+            () = lease_bell.listen(self.pool.clone()) => {}
+            () = self.terms(&bell, &lease_bell, &shutdown) => {}
         }
     }
 
-    async fn terms(&self, bell: &Bell, shutdown: &CancellationToken) {
+    async fn terms(&self, bell: &Bell, lease_bell: &Bell, shutdown: &CancellationToken) {
         let mut backoff = Backoff::for_outage();
         while !shutdown.is_cancelled() {
             let wait = match self.run_once(bell, shutdown).await {
                 Ok(Outcome::Stopped) => return,
                 Ok(Outcome::Standby(left)) => {
+                    backoff.reset();
                     self.health.well("standing by");
                     left.max(Duration::from_millis(20))
                 }
@@ -109,6 +112,7 @@ impl Publisher {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = lease_bell.heard() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -133,8 +137,7 @@ impl Publisher {
             match self.lead(epoch, bell, shutdown).await? {
                 Ended::Lost => return Ok(Outcome::Lost),
                 Ended::Drained => {
-                    // Not given up, it ends by itself.
-                    if let Err(error) = lease::release(&self.pool, epoch).await {
+                    if let Err(error) = self.give_up(epoch).await {
                         tracing::warn!(%error, "the lease could not be given up; it ends by itself");
                     }
                     return Ok(Outcome::Stopped);
@@ -145,6 +148,11 @@ impl Publisher {
                 }
             }
         }
+    }
+
+    async fn give_up(&self, epoch: Epoch) -> Result<(), sqlx::Error> {
+        lease::release(&self.pool, epoch).await?;
+        bell::ring(&self.pool, bell::LEASE).await
     }
 
     /// Publishes with one producer, from what is checkpointed.
