@@ -7,6 +7,7 @@ mod outbox;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use demo::process::ProcessError;
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
 use outbox::{compare, settled};
@@ -278,4 +279,24 @@ async fn a_publisher_that_is_stopped_hands_over_long_before_its_lease_ends_and_r
     settled(&pool, Duration::from_secs(20)).await;
     assert!(holder(&pool).await.is_some_and(|holder| holder.starts_with(&name_of(&mut standby))));
     assert_eq!(compare(&pool, &topic, &HashSet::new()).await, 0);
+}
+
+#[tokio::test]
+async fn a_wrong_setting_is_named_and_no_secret_is_shown() {
+    let right = "postgres://ada:hunter2@127.0.0.1/orders";
+    for (name, value) in [
+        ("DATABASE_URL", "postgres//ada:hunter2@127.0.0.1"),
+        ("KAFKA_PROPERTIES", "sasl.password=hunter2,acks=1"),
+        ("KAFKA_PROPERTIES", "security.protocol=hunter2"),
+        ("SMTP_URL", "smtp//ada:hunter2@127.0.0.1"),
+    ] {
+        let settings = [("DATABASE_URL", right), (name, value)];
+        let Err(ProcessError::Ended { status, log, .. }) =
+            demo::programs::run("relay", &["run"], &settings).await
+        else {
+            panic!("the relay took {name}={value}");
+        };
+        assert_eq!(status.code(), Some(2), "{log}");
+        assert!(log.contains(name) && !log.contains("hunter2"), "{log}");
+    }
 }

@@ -1,13 +1,16 @@
 //! The settings: a flag or an environment variable, nothing else.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lettre::message::Mailbox;
+use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::kafka::{self, Properties};
+use crate::kafka;
+use crate::mail::Smtp;
 
 /// Publishes the outbox to Kafka and sends the notifications.
 #[derive(Debug, Parser)]
@@ -50,7 +53,7 @@ pub struct RunArgs {
     pub stages: Vec<Stage>,
     /// PostgreSQL, for example postgres://user:password@host/database.
     #[arg(long, env, hide_env_values = true)]
-    pub database_url: PgConnectOptions,
+    pub database_url: Secret,
     /// Kafka bootstrap servers, host:port,host:port.
     #[arg(long, env, default_value = "127.0.0.1:9092")]
     pub kafka_brokers: String,
@@ -59,7 +62,7 @@ pub struct RunArgs {
     pub kafka_topic: String,
     /// More librdkafka properties, k=v,k=v (TLS, SASL, tuning).
     #[arg(long, env, default_value = "", hide_env_values = true)]
-    pub kafka_properties: Properties,
+    pub kafka_properties: Secret,
     /// CloudEvents source of every event, a URI-reference. Source and id together are unique.
     #[arg(long, env, default_value = "/orders")]
     pub events_source: String,
@@ -68,7 +71,7 @@ pub struct RunArgs {
     pub notify_group: String,
     /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required.
     #[arg(long, env, default_value = "smtp://127.0.0.1:1025", hide_env_values = true)]
-    pub smtp_url: String,
+    pub smtp_url: Secret,
     /// Sender of the e-mails.
     #[arg(long, env, default_value = "Orders <orders@localhost>")]
     pub mail_from: Mailbox,
@@ -116,7 +119,58 @@ pub enum LogFormat {
     Json,
 }
 
+/// A value that may hold a password. It is not parsed by clap, which repeats what it cannot parse,
+/// and it is never printed.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// A setting that cannot be used; the message names it, says what is right, and repeats no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSetting {
+    /// Not a URL of PostgreSQL.
+    #[error("DATABASE_URL must look like postgres://user:password@host:port/database")]
+    DatabaseUrl,
+    /// Not librdkafka properties, or one that would undo a guarantee.
+    #[error("KAFKA_PROPERTIES: {0}")]
+    KafkaProperties(String),
+    /// Not a URL of a mail server.
+    #[error(
+        "SMTP_URL must look like smtp://host:port, smtps://user:password@host:465 or smtp://host?tls=required"
+    )]
+    SmtpUrl,
+}
+
 impl RunArgs {
+    /// How to connect. Statements are not logged: they would show addresses.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::DatabaseUrl`]
+    pub fn database(&self) -> Result<PgConnectOptions, InvalidSetting> {
+        let options: PgConnectOptions =
+            self.database_url.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
+        Ok(options.application_name("relay").disable_statement_logging())
+    }
+
+    /// Connections to the mail server.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::SmtpUrl`]
+    pub(crate) fn smtp(&self) -> Result<Smtp, InvalidSetting> {
+        Smtp::new(&self.smtp_url.0).map_err(|_| InvalidSetting::SmtpUrl)
+    }
+
     /// The stages to run.
     #[must_use]
     pub fn stages(&self) -> Vec<Stage> {
@@ -125,14 +179,16 @@ impl RunArgs {
     }
 
     /// Where Kafka is.
-    #[must_use]
-    pub fn kafka(&self) -> kafka::Settings {
-        kafka::Settings {
+    ///
+    /// # Errors
+    /// [`InvalidSetting::KafkaProperties`]
+    pub(crate) fn kafka(&self) -> Result<kafka::Settings, InvalidSetting> {
+        Ok(kafka::Settings {
             brokers: self.kafka_brokers.clone(),
             topic: self.kafka_topic.clone(),
             source: self.events_source.clone(),
-            properties: self.kafka_properties.clone(),
-        }
+            properties: self.kafka_properties.0.parse().map_err(InvalidSetting::KafkaProperties)?,
+        })
     }
 
     /// Time to live of the publisher's lease.

@@ -1,5 +1,6 @@
 //! Kafka: how clients are configured, how an event is produced, and what a refusal means.
 
+use std::fmt;
 use std::str::FromStr;
 
 use events::{Attributes, EventId};
@@ -16,15 +17,15 @@ use crate::publish::row::Row;
 
 /// Where Kafka is and how to talk to it.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// `host:port,host:port`.
-    pub brokers: String,
+    pub(crate) brokers: String,
     /// The topic of the order events.
-    pub topic: String,
+    pub(crate) topic: String,
     /// CloudEvents `source` of every event.
-    pub source: String,
+    pub(crate) source: String,
     /// More librdkafka properties.
-    pub properties: Properties,
+    pub(crate) properties: Properties,
 }
 
 /// Properties that would undo a guarantee, and what they are fixed to.
@@ -36,9 +37,15 @@ const FIXED: [(&str, &str); 5] = [
     ("partitioner", "murmur2_random"),
 ];
 
-/// librdkafka properties, written `k=v,k=v`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Properties(Vec<(String, String)>);
+/// librdkafka properties, written `k=v,k=v`. Never printed: there are passwords among them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Properties(Vec<(String, String)>);
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(key, _)| key)).finish()
+    }
+}
 
 impl FromStr for Properties {
     type Err = String;
@@ -52,7 +59,7 @@ impl FromStr for Properties {
                 }
                 // A value may be a list: `debug=broker,cgrp`.
                 (None, Some((_, value))) => *value = format!("{value},{part}"),
-                (None, None) => return Err(format!("`{part}` is not key=value; use k=v,k=v")),
+                (None, None) => return Err("it must look like k=v,k=v".to_owned()),
             }
         }
         for (key, _) in &properties {
@@ -61,9 +68,12 @@ impl FromStr for Properties {
             }
         }
         let config: ClientConfig = properties.iter().cloned().collect();
+        // What librdkafka says of a value repeats it, and it may be a password.
         config.create_native_config().map_err(|error| match error {
-            KafkaError::ClientConfig(_, what, key, _) => format!("{what} (property `{key}`)"),
-            other => other.to_string(),
+            KafkaError::ClientConfig(_, _, key, _) => {
+                format!("librdkafka knows no property `{key}`, or refuses its value")
+            }
+            _ => "librdkafka refuses it".to_owned(),
         })?;
         Ok(Self(properties))
     }
@@ -72,7 +82,7 @@ impl FromStr for Properties {
 impl Settings {
     /// Configuration that every client of this process shares.
     #[must_use]
-    pub fn client(&self) -> ClientConfig {
+    pub(crate) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("client.id", "orders-relay")

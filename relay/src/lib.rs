@@ -16,14 +16,13 @@ pub mod telemetry;
 
 use std::io;
 
-use sqlx::ConnectOptions;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::config::{RunArgs, Stage};
+use self::config::{InvalidSetting, RunArgs, Stage};
 use self::health::Health;
-use self::mail::{Mailer, Smtp, SmtpUrlError};
+use self::mail::Mailer;
 use self::notify::Notifier;
 use self::publish::Publisher;
 use self::publish::core::Limits;
@@ -40,9 +39,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The mail server's URL cannot be read.
+    /// A setting cannot be used.
     #[error(transparent)]
-    Smtp(#[from] SmtpUrlError),
+    Setting(#[from] InvalidSetting),
     /// A stage panicked or ended by itself.
     #[error("the {0} ended by itself")]
     Ended(&'static str),
@@ -54,7 +53,7 @@ pub enum RunError {
 /// [`RunError`] when a stage cannot start or ends without being asked to.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunError> {
     let health = Health::default();
-    let database = args.database_url.clone().application_name("relay").disable_statement_logging();
+    let (database, kafka, smtp) = (args.database()?, args.kafka()?, args.smtp()?);
     let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
     let listener = TcpListener::bind(args.relay_listen)
         .await
@@ -68,7 +67,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             Stage::Publish => {
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
-                    kafka: args.kafka(),
+                    kafka: kafka.clone(),
                     limits: Limits::default(),
                     lease: args.lease(),
                     holder: holder.clone(),
@@ -82,7 +81,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             Stage::Notify => {
                 let notifier = Notifier {
                     pool: db::pool(database.clone(), 2),
-                    kafka: args.kafka(),
+                    kafka: kafka.clone(),
                     group: args.notify_group.clone(),
                     mail_domain: args.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
@@ -95,7 +94,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             Stage::Mail => {
                 let mailer = Mailer {
                     pool: db::pool(database.clone(), 10),
-                    smtp: Smtp::new(&args.smtp_url)?,
+                    smtp: smtp.clone(),
                     from: args.mail_from.clone(),
                     holder: holder.clone(),
                     on_unknown: args.mail_on_unknown,

@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             // A wrong setting is a matter of usage.
-            if matches!(error, RunError::Smtp(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if matches!(error, RunError::Setting(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -17,7 +17,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::smtp::{Smtp, SmtpUrlError};
+pub(crate) use self::smtp::Smtp;
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::config::OnUnknown;

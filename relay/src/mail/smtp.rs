@@ -11,23 +11,17 @@ use super::{Attempt, CONNECTIONS};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A pool of connections to the server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Smtp(AsyncSmtpTransport<Tokio1Executor>);
-
-/// The URL names no mail server.
-#[derive(Debug, thiserror::Error)]
-#[error("SMTP_URL: {0}; use smtp://host:port, smtps://user:password@host:465 or smtp://host?tls=required")]
-pub struct SmtpUrlError(Error);
 
 impl Smtp {
     /// Connections to the server at `url`, made when they are needed.
     ///
     /// # Errors
     /// When the URL cannot be read.
-    pub(crate) fn new(url: &str) -> Result<Self, SmtpUrlError> {
+    pub(crate) fn new(url: &str) -> Result<Self, Error> {
         let connections = u32::try_from(CONNECTIONS).unwrap_or(1);
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
-            .map_err(SmtpUrlError)?
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)?
             .timeout(Some(TIMEOUT))
             .pool_config(PoolConfig::new().max_size(connections))
             .build();
