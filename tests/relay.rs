@@ -300,3 +300,34 @@ async fn a_wrong_setting_is_named_and_no_secret_is_shown() {
         assert!(log.contains(name) && !log.contains("hunter2"), "{log}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_wakes_up_after_its_lease_is_fenced_and_stands_by() {
+    let database = Database::create().await;
+    let topic = Topic::create(3).await;
+    let pool = database.pool().await;
+    let [mut leader, mut standby] = leader_and_standby(&pool, &database, &topic, "2").await;
+    let order = new_order(&pool).await;
+    commit_event(&pool, order, "{}").await;
+    settled(&pool, SOON).await;
+
+    leader.process().signal("STOP").expect("stopped");
+    for _ in 0..20 {
+        commit_event(&pool, order, "{}").await;
+    }
+    settled(&pool, SOON).await;
+    assert!(holder(&pool).await.is_some_and(|holder| holder.starts_with(&name_of(&mut standby))));
+    leader.process().signal("CONT").expect("continued");
+    let http = reqwest::Client::new();
+    eventually("the fenced publisher to stand by", SOON, async || {
+        let page: serde_json::Value =
+            http.get(format!("{}/readyz", leader.url())).send().await.ok()?.json().await.ok()?;
+        (page["stages"]["publish"]["doing"] == "standing by").then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        commit_event(&pool, order, "{}").await;
+    }
+    settled(&pool, SOON).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
