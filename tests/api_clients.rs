@@ -7,7 +7,6 @@ use std::process::Output;
 use std::time::Duration;
 
 use demo::testing::Database;
-use orders::config::Auth;
 use reqwest::Method;
 use sqlx::Executor;
 use support::{Answer, Api, ORDER, rows};
@@ -42,7 +41,7 @@ async fn call(api: &Api, token: &str, method: Method, path: &str) -> Answer {
 #[tokio::test]
 async fn without_a_valid_key_nothing_is_told_and_nothing_is_written() {
     let database = Database::create().await;
-    let api = Api::start_with(database.url(), Auth::Keys, 64).await;
+    let api = Api::start_with(database.url(), &["--auth", "keys"]).await;
     let missing = api.create("k-1", ORDER).await;
     missing.is_problem(401, "unauthorized");
     assert_eq!(missing.header("www-authenticate"), Some(r#"Bearer realm="orders""#));
@@ -62,7 +61,7 @@ async fn without_a_valid_key_nothing_is_told_and_nothing_is_written() {
 #[tokio::test]
 async fn orders_and_idempotency_keys_belong_to_their_client() {
     let database = Database::create().await;
-    let api = Api::start_with(database.url(), Auth::Keys, 64).await;
+    let api = Api::start_with(database.url(), &["--auth", "keys"]).await;
     let (shop, bank) = (create_key(&database, "shop").await, create_key(&database, "bank").await);
     let second = create_key(&database, "shop").await;
     let order = call(&api, &shop, Method::POST, "/orders").await;
@@ -80,7 +79,7 @@ async fn orders_and_idempotency_keys_belong_to_their_client() {
 #[tokio::test]
 async fn a_revoked_key_stops_within_five_seconds_though_it_costs_no_query() {
     let database = Database::create().await;
-    let api = Api::start_with(database.url(), Auth::Keys, 64).await;
+    let api = Api::start_with(database.url(), &["--auth", "keys"]).await;
     let token = create_key(&database, "shop").await;
     assert_eq!(call(&api, &token, Method::POST, "/orders").await.status, 201);
 

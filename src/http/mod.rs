@@ -6,18 +6,23 @@ mod body;
 mod health;
 mod idempotency_key;
 mod listing;
+mod measure;
 mod orders;
 mod problem;
 mod request;
 mod trace_context;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::FromRef;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use sqlx::PgPool;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::metrics::Metrics;
 use crate::writer::Writer;
 pub use access::{Access, KeyRing};
 use problem::ApiError;
@@ -31,6 +36,8 @@ pub struct AppState {
     pub writer: Writer,
     /// Who may call.
     pub access: Access,
+    /// For what is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl FromRef<AppState> for PgPool {
@@ -45,6 +52,12 @@ impl FromRef<AppState> for Writer {
     }
 }
 
+impl FromRef<AppState> for Arc<Metrics> {
+    fn from_ref(state: &AppState) -> Self {
+        state.metrics.clone()
+    }
+}
+
 /// All routes; needs no port, so that a test can call it as a function.
 pub fn router(state: AppState) -> Router {
     Router::new()
@@ -54,11 +67,14 @@ pub fn router(state: AppState) -> Router {
         .route("/orders/{order_id}/events", get(listing::events))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/metrics", get(measure::show))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(|_| {
             tracing::error!("a handler panicked");
             ApiError::Internal.into_response()
         }))
+        // Outermost, so that panics are counted too.
+        .layer(from_fn_with_state(state.metrics.clone(), measure::measure))
         .with_state(state)
 }
