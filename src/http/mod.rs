@@ -3,6 +3,7 @@
 
 mod access;
 mod body;
+mod etag;
 mod health;
 mod idempotency_key;
 mod listing;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::ETAG;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{SubsecRound, Utc};
@@ -14,7 +15,7 @@ use sqlx::PgPool;
 use super::idempotency_key::{self, HEADER};
 use super::problem::{self, ApiError, Problem};
 use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
-use super::{body, trace_context};
+use super::{body, etag, trace_context};
 use crate::db;
 use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, Fingerprint, IdempotencyKey, NewOrder};
 use crate::domain::{Operation, OrderView, Outcome, TraceContext};
@@ -45,9 +46,15 @@ pub(crate) async fn show(
     Client(client): Client,
     OrderPath(order): OrderPath,
     _: NoQuery,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let order = db::orders::find(&pool, &client, order).await?.ok_or(ApiError::OrderNotFound)?;
-    Ok(Json(order).into_response())
+    let tag = etag::of_version(order.version);
+    Ok(if etag::none_match_has(&headers, &tag) {
+        (StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response()
+    } else {
+        ([(ETAG, tag)], Json(order)).into_response()
+    })
 }
 
 /// `POST /orders/{orderId}/cancel`
