@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bell::Bell;
 use crate::config::{Auth, InvalidDatabaseUrl, Serve};
 use crate::domain::ClientId;
-use crate::http::{Access, AppState, KeyRing, router};
+use crate::http::{self, Access, AppState, KeyRing, router};
 use crate::janitor;
 use crate::metrics::Metrics;
 use crate::writer::Writer;
@@ -101,7 +101,8 @@ pub async fn serve(
     let access = access(config.auth, &readers);
     let keys_deleted = metrics.keys_deleted();
     let state = AppState { pool: readers.clone(), writer, access, metrics };
-    let app = router(state);
+    let app =
+        router(state, &http::Options { rate_limit: config.rate_limit, cors_origins: config.cors_origins });
 
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");

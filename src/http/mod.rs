@@ -3,9 +3,11 @@
 
 mod access;
 mod body;
+mod cors;
 mod etag;
 mod health;
 mod idempotency_key;
+mod limit;
 mod listing;
 mod measure;
 mod orders;
@@ -23,9 +25,11 @@ use axum::routing::{get, post};
 use sqlx::PgPool;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::config::{Origins, RateLimit};
 use crate::metrics::Metrics;
 use crate::writer::Writer;
 pub use access::{Access, KeyRing};
+use limit::Limiter;
 use problem::ApiError;
 
 /// What the handlers work with.
@@ -39,6 +43,15 @@ pub struct AppState {
     pub access: Access,
     /// For what is counted.
     pub metrics: Arc<Metrics>,
+}
+
+/// What is not for everyone: off when `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How often a client may ask.
+    pub rate_limit: Option<RateLimit>,
+    /// Which web pages may call.
+    pub cors_origins: Option<Origins>,
 }
 
 impl FromRef<AppState> for PgPool {
@@ -60,12 +73,18 @@ impl FromRef<AppState> for Arc<Metrics> {
 }
 
 /// All routes; needs no port, so that a test can call it as a function.
-pub fn router(state: AppState) -> Router {
-    Router::new()
+pub fn router(state: AppState, options: &Options) -> Router {
+    let mut orders = Router::new()
         .route("/orders", post(orders::create).get(listing::list))
         .route("/orders/{order_id}", get(orders::show))
         .route("/orders/{order_id}/cancel", post(orders::cancel))
-        .route("/orders/{order_id}/events", get(listing::events))
+        .route("/orders/{order_id}/events", get(listing::events));
+    if let Some(rate) = options.rate_limit {
+        let limited = (Limiter::new(rate), state.access.clone());
+        orders = orders.route_layer(from_fn_with_state(limited, limit::limit));
+    }
+    let mut router = Router::new()
+        .merge(orders)
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(measure::show))
@@ -74,8 +93,10 @@ pub fn router(state: AppState) -> Router {
         .layer(CatchPanicLayer::custom(|_| {
             tracing::error!("a handler panicked");
             ApiError::Internal.into_response()
-        }))
-        // Outermost, so that panics are counted too.
-        .layer(from_fn_with_state(state.metrics.clone(), measure::measure))
-        .with_state(state)
+        }));
+    if let Some(origins) = &options.cors_origins {
+        router = router.layer(cors::layer(origins));
+    }
+    // Outermost, so that preflights and panics are counted too.
+    router.layer(from_fn_with_state(state.metrics.clone(), measure::measure)).with_state(state)
 }
