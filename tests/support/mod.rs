@@ -66,8 +66,7 @@ impl Api {
     }
 
     pub async fn cancel(&self, order: &str, key: &str) -> Answer {
-        let request = self.client.post(format!("http://{}/orders/{order}/cancel", self.address));
-        Answer::read(request.header("idempotency-key", key).send().await.unwrap()).await.unwrap()
+        cancel(&self.client, self.address, order, key).await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -101,6 +100,16 @@ pub async fn create(
         .header("idempotency-key", key)
         .body(body.to_owned());
     Answer::read(request.send().await?).await
+}
+
+async fn cancel(
+    client: &reqwest::Client,
+    address: SocketAddr,
+    order: &str,
+    key: &str,
+) -> reqwest::Result<Answer> {
+    let request = client.post(format!("http://{address}/orders/{order}/cancel"));
+    Answer::read(request.header("idempotency-key", key).send().await?).await
 }
 
 /// A whole answer.
@@ -212,6 +221,14 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Self { address, child }
+    }
+
+    pub async fn create(&self, key: &str, body: &str) -> reqwest::Result<Answer> {
+        create(&reqwest::Client::new(), self.address, key, body).await
+    }
+
+    pub async fn cancel(&self, order: &str, key: &str) -> reqwest::Result<Answer> {
+        cancel(&reqwest::Client::new(), self.address, order, key).await
     }
 
     /// SIGKILL.
