@@ -5,6 +5,8 @@ mod access;
 mod body;
 mod cors;
 mod etag;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod idempotency_key;
 mod limit;
