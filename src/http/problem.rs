@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::body::{BodyError, FieldError};
 use super::idempotency_key::KeyError;
+use super::limit::Quota;
 use crate::writer::WriteError;
 
 /// What a client gets instead of what it asked for.
@@ -21,6 +22,8 @@ pub(crate) enum ApiError {
     TokenMissing,
     /// A token that is malformed, unknown or revoked: which one is nobody's business.
     TokenInvalid,
+    /// The client has asked too often; nothing was done.
+    RateLimited(Quota),
     UnsupportedMediaType,
     BodyTooLarge,
     BodyTooSlow,
@@ -129,6 +132,13 @@ impl From<ApiError> for Problem {
             ApiError::TokenInvalid => {
                 Self::new(S::UNAUTHORIZED, "unauthorized", "Unauthorized", "the API key is not valid")
             }
+            ApiError::RateLimited(_) => Self::new(
+                S::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "Too many requests",
+                "nothing was done: try again after the seconds in the Retry-After header",
+            )
+            .retryable(),
             ApiError::UnsupportedMediaType => Self::new(
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
@@ -211,6 +221,10 @@ impl IntoResponse for ApiError {
             ApiError::TokenInvalid => Some(r#"Bearer realm="orders", error="invalid_token""#),
             _ => None,
         };
+        let quota = match self {
+            ApiError::RateLimited(quota) => Some(quota),
+            _ => None,
+        };
         let problem = Problem::from(self);
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response =
@@ -218,6 +232,10 @@ impl IntoResponse for ApiError {
                 .into_response();
         if let Some(challenge) = challenge {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Some(quota) = quota {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(quota.retry_after()));
+            quota.write(response.headers_mut());
         }
         if problem.retryable && matches!(status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
