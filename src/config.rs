@@ -100,8 +100,8 @@ pub struct Serve {
     /// Requests per second that a client may make, and how many at once [default: no limit]
     #[arg(long, env = "ORDERS_RATE_LIMIT", value_name = "RATE[,BURST]")]
     pub rate_limit: Option<RateLimit>,
-    /// Web pages that may call, for example https://shop.example,https://admin.example, or * for
-    /// all of them [default: none]
+    /// Origins of web pages that may call, separated by commas, like `https://shop.example`; or `*`
+    /// for all of them [default: none]
     #[arg(long, env = "ORDERS_CORS_ORIGINS", value_name = "ORIGINS")]
     pub cors_origins: Option<Origins>,
 }
