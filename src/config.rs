@@ -34,6 +34,9 @@ pub enum Command {
     /// Apply the migrations that are missing, or say whether there are any
     #[command(after_help = "Example:\n  orders migrate --check || orders migrate")]
     Migrate(Migrate),
+    /// Print the API's description, OpenAPI 3.1 as JSON
+    #[command(after_help = "Example:\n  orders openapi > openapi.json")]
+    Openapi,
     /// Make, list and revoke the keys that clients call with
     #[command(
         after_help = "Example:\n  TOKEN=$(orders keys create --client shop)\n  curl localhost:8080/orders -H \"authorization: Bearer $TOKEN\""

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orders::config::{Cli, Command};
-use orders::{keys, migrate, server};
+use orders::{http, keys, migrate, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,21 @@ async fn main() -> ExitCode {
             }
         }
         Command::Migrate(config) => migrate::run(config).await,
+        Command::Openapi => openapi(),
         Command::Keys(config) => keys::run(config).await,
+    }
+}
+
+fn openapi() -> ExitCode {
+    match http::openapi::to_json() {
+        Ok(document) => {
+            println!("{document}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("orders: the description cannot be written: {error}");
+            ExitCode::from(1)
+        }
     }
 }
 

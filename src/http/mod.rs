@@ -3,9 +3,11 @@
 
 mod access;
 mod body;
+mod docs;
 mod health;
 mod idempotency_key;
 mod listing;
+pub mod openapi;
 mod orders;
 mod problem;
 mod request;
@@ -54,6 +56,8 @@ pub fn router(state: AppState) -> Router {
         .route("/orders/{order_id}/events", get(listing::events))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(docs::page))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(|_| {
