@@ -1,7 +1,10 @@
 //! The command line: every setting is a flag and an environment variable, declared here once.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
 
+use axum::http::{HeaderValue, Uri};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -97,6 +100,92 @@ pub struct Serve {
     #[arg(long, env = "ORDERS_QUEUE", value_name = "N", default_value_t = 4096,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub queue: usize,
+    /// Requests per second that a client may make, and how many at once [default: no limit]
+    #[arg(long, env = "ORDERS_RATE_LIMIT", value_name = "RATE[,BURST]")]
+    pub rate_limit: Option<RateLimit>,
+    /// Origins of web pages that may call, separated by commas, like `https://shop.example`; or `*`
+    /// for all of them [default: none]
+    #[arg(long, env = "ORDERS_CORS_ORIGINS", value_name = "ORIGINS")]
+    pub cors_origins: Option<Origins>,
+}
+
+/// How often a client may ask: whole requests per second and how many of them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    rate: u32,
+    burst: u32,
+}
+
+impl RateLimit {
+    const MAX: u32 = 1_000_000;
+
+    /// The most requests at once.
+    #[must_use]
+    pub fn burst(self) -> u32 {
+        self.burst
+    }
+
+    /// The time in which a client earns one request.
+    #[must_use]
+    pub fn interval(self) -> Duration {
+        Duration::from_secs(1) / self.rate
+    }
+
+    /// The time in which a client that has used up everything earns it all again.
+    #[must_use]
+    pub fn window(self) -> Duration {
+        self.interval() * self.burst
+    }
+}
+
+impl FromStr for RateLimit {
+    type Err = &'static str;
+
+    /// `RATE` or `RATE,BURST`; a burst that is not given is the rate.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| text.trim().parse().ok().filter(|n| (1..=Self::MAX).contains(n));
+        let (rate, burst) = text.split_once(',').unwrap_or((text, text));
+        number(rate)
+            .zip(number(burst))
+            .map(|(rate, burst)| Self { rate, burst })
+            .ok_or("must be requests per second and, if wanted, a burst, from 1 to 1000000: 50 or 50,200")
+    }
+}
+
+/// The origins of web pages that may call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// All of them.
+    Any,
+    /// These; each is `scheme://host` or `scheme://host:port`, as browsers send it.
+    These(Vec<HeaderValue>),
+}
+
+impl FromStr for Origins {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.trim() == "*" {
+            return Ok(Self::Any);
+        }
+        let origins: Option<Vec<_>> = text.split(',').map(|origin| parse_origin(origin.trim())).collect();
+        origins.map(Self::These).ok_or(
+            "must be * or origins like https://shop.example or http://localhost:3000, separated by commas: \
+             in lower case, without a path",
+        )
+    }
+}
+
+/// Browsers compare origins byte by byte, so one that no browser sends is a mistake.
+fn parse_origin(origin: &str) -> Option<HeaderValue> {
+    let uri: Uri = origin.parse().ok()?;
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    let canonical = format!("{scheme}://{authority}");
+    let sent = canonical == origin
+        && ["http", "https"].contains(&scheme)
+        && !origin.contains('@')
+        && !origin.bytes().any(|b| b.is_ascii_uppercase());
+    sent.then(|| HeaderValue::try_from(canonical).ok()).flatten()
 }
 
 /// Who may call the API.
@@ -205,5 +294,36 @@ mod tests {
         let error = database.options().expect_err("no URL");
         assert!(!error.to_string().contains("hunter2"));
         assert!(!format!("{database:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_rate_limit_is_a_rate_and_perhaps_a_burst() {
+        let limit = |text: &str| text.parse::<RateLimit>();
+        assert_eq!(limit("50"), Ok(RateLimit { rate: 50, burst: 50 }));
+        assert_eq!(limit("50, 200"), Ok(RateLimit { rate: 50, burst: 200 }));
+        for wrong in ["", "0", "5,0", "-1", "1.5", "5,", "1,2,3", "1000001", "fast"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_what_a_browser_sends() {
+        let origins = |text: &str| text.parse::<Origins>();
+        assert_eq!(origins("*"), Ok(Origins::Any));
+        let two = ["https://shop.example", "http://localhost:3000"].map(HeaderValue::from_static);
+        assert_eq!(origins("https://shop.example, http://localhost:3000"), Ok(Origins::These(two.into())));
+        for wrong in [
+            "",
+            "shop.example",
+            "https://shop.example/",
+            "https://shop.example/a",
+            "https://Shop.example",
+            "ftp://shop.example",
+            "https://a@shop.example",
+            "https://shop.example,",
+            "https://shop.example,*",
+        ] {
+            assert!(origins(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! `http` says what a request and an answer look like, `domain` what can be asked and how it can
 //! end, `writer` is the one way to change an order, `db` holds every SQL statement, `bell` wakes the
-//! relay after a commit. The API never imports the relay: they meet in the schema.
+//! relay after a commit, `janitor` deletes keys that are past their time. The API never imports the relay: they meet in the schema.
 
 pub mod bell;
 pub mod config;
 mod db;
 pub mod domain;
 pub mod http;
+mod janitor;
 pub mod keys;
+pub mod metrics;
 pub mod migrate;
 pub mod server;
 pub mod writer;

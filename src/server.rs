@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
@@ -16,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use crate::bell::Bell;
 use crate::config::{Auth, InvalidDatabaseUrl, Serve};
 use crate::domain::ClientId;
-use crate::http::{Access, AppState, KeyRing, router};
+use crate::http::{self, Access, AppState, KeyRing, router};
+use crate::janitor;
+use crate::metrics::Metrics;
 use crate::writer::Writer;
 
 /// How long accepted requests may take to finish after the signal.
@@ -39,6 +42,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// The metrics contradict each other.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
     /// A part ended though nobody asked for it.
     #[error("the {0} stopped unexpectedly")]
     Stopped(&'static str),
@@ -53,10 +59,10 @@ pub enum ServeError {
 /// [`ServeError`]
 pub async fn run(config: Serve, shutdown: CancellationToken) -> Result<(), ServeError> {
     // Checked before the port is taken.
-    let options = config.database.options()?;
+    config.database.options()?;
     let listen = |source| ServeError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-    serve(listener, options, config.auth, config.queue, shutdown).await
+    serve(listener, config, shutdown).await
 }
 
 fn access(auth: Auth, pool: &PgPool) -> Access {
@@ -69,18 +75,17 @@ fn access(auth: Auth, pool: &PgPool) -> Access {
     }
 }
 
-/// Serves on `listener` until `shutdown`, then finishes what was accepted. The database need not be
-/// there yet: `/readyz` says when it is.
+/// Serves on `listener` (not on the address in `config`) until `shutdown`, then finishes what was
+/// accepted. The database need not be there yet: `/readyz` says when it is.
 ///
 /// # Errors
-/// [`ServeError::Stopped`] and [`ServeError::Deadline`]
+/// Any [`ServeError`] but `Listen`
 pub async fn serve(
     listener: TcpListener,
-    options: PgConnectOptions,
-    auth: Auth,
-    queue: usize,
+    config: Serve,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
+    let options = config.database.options()?;
     let readers = pool(&options, READERS);
     let waiters = pool(&options, WAITERS);
     // Names the task that ended; the first one to end ends the rest.
@@ -90,16 +95,25 @@ pub async fn serve(
         ringing.await;
         "bell"
     });
+    let metrics = Arc::new(Metrics::new(readers.clone(), waiters.clone())?);
     let pools = (readers.clone(), waiters.clone());
-    let writer = Writer::start(&mut tasks, options, pools, bell, queue);
-    let access = access(auth, &readers);
-    let app = router(AppState { pool: readers.clone(), writer, access });
+    let writer = Writer::start(&mut tasks, options, pools, bell, metrics.batch_size(), config.queue);
+    let access = access(config.auth, &readers);
+    let keys_deleted = metrics.keys_deleted();
+    let state = AppState { pool: readers.clone(), writer, access, metrics };
+    let app =
+        router(state, &http::Options { rate_limit: config.rate_limit, cors_origins: config.cors_origins });
 
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");
     }
     let stop = shutdown.child_token();
-    let stopping = stop.clone();
+    let (stopping, cleaning) = (stop.clone(), stop.clone());
+    let pool = readers.clone();
+    tasks.spawn(async move {
+        janitor::run(pool, keys_deleted, cleaning).await;
+        "janitor"
+    });
     // An answer is one small write: waiting to fill a packet only adds delay.
     let listener = listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
@@ -150,6 +164,9 @@ pub fn exit_code(result: Result<(), ServeError>) -> ExitCode {
     }
     match error {
         ServeError::Database(_) => ExitCode::from(2),
-        ServeError::Listen { .. } | ServeError::Stopped(_) | ServeError::Deadline => ExitCode::from(1),
+        ServeError::Listen { .. }
+        | ServeError::Metrics(_)
+        | ServeError::Stopped(_)
+        | ServeError::Deadline => ExitCode::from(1),
     }
 }

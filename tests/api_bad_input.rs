@@ -175,6 +175,45 @@ async fn unfinished(api: &Api, head: &str, begun: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+/// Sends bytes that no client library would send; gives the whole answer.
+async fn raw(api: &Api, key: &[u8]) -> String {
+    let mut stream = TcpStream::connect(api.address).await.unwrap();
+    let mut request = b"POST /orders HTTP/1.1\r\nhost: api\r\nconnection: close\r\n\
+        content-type: application/json\r\ncontent-length: 39\r\nidempotency-key: "
+        .to_vec();
+    request.extend_from_slice(key);
+    request.extend_from_slice(b"\r\n\r\n");
+    request.extend_from_slice(ORDER.as_bytes());
+    stream.write_all(&request).await.unwrap();
+    let mut answer = Vec::new();
+    // A server that closes before it has read everything may reset the connection.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_control_character_in_the_key_is_400_whoever_sees_it_first() {
+    let database = Database::create().await;
+    let api = Api::start(database.url()).await;
+    assert_eq!(ORDER.len(), 39);
+    // What HTTP itself forbids in a header is refused by the HTTP server, before any of our code
+    // and so without a problem document.
+    for key in [b"a\0b".as_slice(), b"a\x01b", b"a\x1bb", b"a\x7fb", b"a\rb"] {
+        let answer = raw(&api, key).await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{}: {answer}", key.escape_ascii());
+        assert!(answer.ends_with("\r\n\r\n"), "no body: {answer}");
+    }
+    // A tab and bytes above 0x7f are allowed in a header and refused by us.
+    for key in [b"a\tb".as_slice(), b"a\x80b", b"a\xffb"] {
+        let answer = raw(&api, key).await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{}: {answer}", key.escape_ascii());
+        assert!(answer.contains("idempotency_key_invalid"), "{answer}");
+    }
+    assert_eq!(rows(&database.pool().await).await, (0, 0, 0));
+    assert!(raw(&api, b"a-b").await.starts_with("HTTP/1.1 201 "));
+    api.stop().await;
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_arrive_is_given_up_after_ten_seconds() {
     let database = Database::create().await;

@@ -37,8 +37,24 @@ async fn a_wrong_setting_is_named_and_a_password_is_not_shown() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("DATABASE_URL") && !stderr.contains("hunter2"), "{stderr}");
 
+    for (flag, value, right) in [
+        ("--rate-limit", "fast", "50,200"),
+        ("--rate-limit", "0", "from 1 to 1000000"),
+        ("--cors-origins", "shop.example", "https://shop.example"),
+        ("--cors-origins", "https://shop.example/", "without a path"),
+    ] {
+        let output = orders(&["serve", flag, value], "postgres://127.0.0.1/none").await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let stderr = stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(stderr.contains(flag) && stderr.contains(right), "{stderr}");
+    }
+
     let help = orders(&["serve", "--help"], "postgres://ada:hunter2@host/db").await;
     let stdout = String::from_utf8_lossy(&help.stdout);
     assert!(stdout.contains("Example") && stdout.contains("ORDERS_LISTEN"), "{stdout}");
+    for setting in ["ORDERS_RATE_LIMIT", "ORDERS_CORS_ORIGINS"] {
+        assert!(stdout.contains(setting), "{stdout}");
+    }
     assert!(!stdout.contains("hunter2"));
 }

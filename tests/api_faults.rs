@@ -6,11 +6,12 @@ mod support;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use demo::testing::Database;
+use demo::testing::{Database, eventually};
 use futures_util::future::join_all;
-use sqlx::Executor;
 use sqlx::postgres::PgListener;
+use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 use support::proxy::{Mode, Proxy};
 use support::{Api, ORDER, Process, create, rows, until};
 use tokio::task::JoinSet;
@@ -280,7 +281,7 @@ async fn a_commit_rings_the_bell_and_a_lost_bell_hurts_nobody() {
     // The ring that finds the connection dead is lost; a later one gets through.
     for i in 0.. {
         assert_eq!(api.create(&format!("after-{i}"), ORDER).await.status, 201);
-        let rung = tokio::time::timeout(std::time::Duration::from_millis(200), listener.recv()).await;
+        let rung = tokio::time::timeout(Duration::from_millis(200), listener.recv()).await;
         if rung.is_ok() {
             break;
         }
@@ -304,5 +305,82 @@ async fn a_broken_writer_connection_is_replaced_without_an_error() {
     }
     assert_eq!(api.create("last", ORDER).await.status, 201);
     assert_eq!(rows(&pool).await, (6, 6, 6));
+    api.stop().await;
+}
+
+/// Makes whoever writes an order wait for advisory lock 1, once somebody waits for them: the two
+/// locks of a deadlock, in the order that makes the API its victim.
+const DEADLOCK_TRAP: &str = "
+    create function trap() returns trigger language plpgsql as $$
+    begin
+      while not pg_try_advisory_xact_lock(1) loop
+        if exists (select from pg_locks where not granted and locktype = 'transactionid') then
+          perform pg_advisory_xact_lock(1);
+          return new;
+        end if;
+        perform pg_sleep(0.002);
+      end loop;
+      return new;
+    end $$;
+    create trigger trap before insert or update on orders for each row execute function trap();";
+
+/// Sooner than the lock timeouts, which would end the wait before the deadlock is found.
+const FIND_DEADLOCKS_SOON: &str = "do $$ begin
+    execute format('alter database %I set deadlock_timeout = %L', current_database(), '10ms');
+    end $$";
+
+async fn hold_the_lock(pool: &PgPool) -> Transaction<'static, Postgres> {
+    let mut foreign = pool.begin().await.unwrap();
+    // The victim is who finds the deadlock; this session does not look.
+    foreign.execute("set local deadlock_timeout = '1h'; select pg_advisory_xact_lock(1)").await.unwrap();
+    foreign
+}
+
+/// Wants the key that the API has, when the API wants the lock; lets go when the API was the victim.
+async fn deadlock(pool: &PgPool, mut foreign: Transaction<'static, Postgres>, key: &str) {
+    until(
+        pool,
+        "select exists (select from pg_stat_activity where datname = current_database()
+                   and application_name = 'orders' and wait_event = 'PgSleep')",
+    )
+    .await;
+    let claim = format!(
+        "insert into idempotency_keys (client_id, key, operation, fingerprint, order_id, response_status,
+                                       response_headers, response_body, expires_at)
+         values ('anonymous', '{key}', 'orders.create', sha256('x'), gen_random_uuid(), 201, '{{}}', '',
+                 now() + interval '1 h')"
+    );
+    foreign.execute(AssertSqlSafe(claim)).await.unwrap();
+    foreign.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_victim_of_a_deadlock_is_run_again() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    pool.execute(FIND_DEADLOCKS_SOON).await.unwrap();
+    let api = Api::start(database.url()).await;
+    let order = api.create("k-0", ORDER).await.order_id();
+    pool.execute(DEADLOCK_TRAP).await.unwrap();
+
+    let foreign = hold_the_lock(&pool).await;
+    let (created, ()) = tokio::join!(api.create("k-1", ORDER), deadlock(&pool, foreign, "k-1"));
+    assert_eq!((created.status, created.replayed()), (201, false), "{created:?}");
+    let foreign = hold_the_lock(&pool).await;
+    let (cancelled, ()) = tokio::join!(api.cancel(&order, "c-1"), deadlock(&pool, foreign, "c-1"));
+    assert_eq!(cancelled.status, 200, "{cancelled:?}");
+
+    assert_eq!(rows(&pool).await, (2, 3, 3));
+
+    // It was a deadlock that ended the first runs. A session reports it with a later statement.
+    let mut later = 0;
+    eventually("both deadlocks to be reported", Duration::from_secs(20), async || {
+        later += 1;
+        api.create(&format!("later-{later}"), ORDER).await;
+        api.cancel(&events::OrderId::new().to_string(), &format!("later-c-{later}")).await;
+        let reported = "select deadlocks >= 2 from pg_stat_database where datname = current_database()";
+        sqlx::query_scalar::<_, bool>(reported).fetch_one(&pool).await.unwrap().then_some(())
+    })
+    .await;
     api.stop().await;
 }

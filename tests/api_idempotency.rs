@@ -162,6 +162,23 @@ async fn a_key_whose_holder_commits_during_the_wait_is_judged_by_what_it_committ
 }
 
 #[tokio::test]
+async fn a_key_whose_holder_leaves_the_same_request_behind_is_replayed() {
+    let database = Database::create().await;
+    let (api, pool) = (Api::start(database.url()).await, database.pool().await);
+    let first = api.create("k-1", ORDER).await;
+    let mut foreign = pool.begin().await.unwrap();
+    foreign.execute("delete from idempotency_keys").await.unwrap();
+    let keep = async {
+        until(&pool, WAITS_FOR_A_LOCK).await;
+        foreign.rollback().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(api.create("k-1", ORDER), keep);
+    assert_eq!((answer.status, answer.replayed(), &answer.body), (201, true, &first.body));
+    assert_eq!(rows(&pool).await, (1, 1, 1));
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_whose_holder_rolls_back_during_the_wait_is_taken() {
     let database = Database::create().await;
     let (api, pool) = (Api::start(database.url()).await, database.pool().await);

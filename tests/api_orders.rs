@@ -5,6 +5,7 @@ mod support;
 
 use demo::testing::Database;
 use futures_util::future::join_all;
+use reqwest::Method;
 use sqlx::Executor;
 use support::{Api, ORDER, rows, until};
 
@@ -163,6 +164,34 @@ async fn a_list_goes_through_all_orders_newest_first_and_once_while_orders_are_a
     let cancelled = api.get("/orders?status=cancelled").await.json();
     assert_eq!(cancelled["orders"].as_array().unwrap().len(), 1);
     assert_eq!(cancelled["orders"][0]["orderId"], made[3]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_the_client_already_has_is_not_sent_again() {
+    let database = Database::create().await;
+    let api = Api::start(database.url()).await;
+    let order = api.create("k-1", ORDER).await.order_id();
+    let path = format!("/orders/{order}");
+    let whole = api.get(&path).await;
+    let tag = whole.header("etag").unwrap().to_owned();
+    assert!(tag.starts_with('"') && tag.ends_with('"'), "strong: {tag}");
+    let ask =
+        async |list: &str| api.send(Method::GET, &path, &[("if-none-match", list.as_bytes())], "").await;
+    for list in [tag.clone(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
+        let answer = ask(&list).await;
+        assert_eq!((answer.status, answer.body.len()), (304, 0), "{list}");
+        assert_eq!(answer.header("etag"), Some(tag.as_str()));
+        assert_eq!(answer.header("content-type"), None);
+    }
+    assert_eq!(ask("\"x\"").await.body, whole.body);
+
+    api.cancel(&order, "c-1").await;
+    let changed = ask(&tag).await;
+    assert_eq!((changed.status, &changed.json()["status"]), (200, &"cancelled".into()));
+    assert_ne!(changed.header("etag"), Some(tag.as_str()));
+    let none = format!("/orders/{}", events::OrderId::new());
+    api.send(Method::GET, &none, &[("if-none-match", b"*")], "").await.is_problem(404, "order_not_found");
     api.stop().await;
 }
 

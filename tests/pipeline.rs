@@ -30,6 +30,15 @@ async fn started(mut server: Server) -> Server {
     server
 }
 
+/// A relay that only publishes.
+async fn publisher(database: &Database, topic: &Topic) -> Server {
+    let settings = [("RELAY_LEASE_SECONDS", "2")];
+    let no_mail = "smtp://127.0.0.1:1";
+    let relay =
+        Server::relay_stages(&["publish"], database.url(), topic.brokers(), topic.name(), no_mail, &settings);
+    started(relay.expect("the relay starts")).await
+}
+
 async fn post(http: &Client, api: &str, key: &str, email: bool) -> Option<serde_json::Value> {
     let mut order = json!({"customerId": 42, "amountCents": 2599});
     if email {
@@ -70,16 +79,7 @@ async fn ten_kills_of_the_relay_during_5000_orders_lose_nothing_and_keep_each_or
     let topic = Topic::create(6).await;
     let pool = database.pool().await;
     let api = started(Server::orders(database.url(), &[]).expect("the API starts")).await;
-    let settings = [("RELAY_LEASE_SECONDS", "2")];
-    let start = Server::relay_stages(
-        &["publish"],
-        database.url(),
-        topic.brokers(),
-        topic.name(),
-        "smtp://127.0.0.1:1",
-        &settings,
-    );
-    let mut relay = started(start.expect("the relay starts")).await;
+    let mut relay = publisher(&database, &topic).await;
 
     let http = Client::new();
     let url = api.url().to_owned();
@@ -293,15 +293,7 @@ async fn no_address_reaches_kafka() {
     let pool = database.pool().await;
     let topic = Topic::create(1).await;
     let api = started(Server::orders(database.url(), &[]).expect("the API starts")).await;
-    let start = Server::relay_stages(
-        &["publish"],
-        database.url(),
-        topic.brokers(),
-        topic.name(),
-        "smtp://127.0.0.1:1",
-        &[],
-    );
-    let _relay = started(start.expect("the relay starts")).await;
+    let _relay = publisher(&database, &topic).await;
     let http = Client::new();
     let placed = order(&http, api.url(), "key", true).await;
     cancel(&http, api.url(), &placed).await;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use chrono::{DateTime, Utc};
 use events::OrderId;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
@@ -102,6 +103,41 @@ pub(crate) async fn delete_expired(
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// The most keys that [`delete_oldest_expired`] takes: few enough to be gone in milliseconds.
+pub(crate) const BATCH: u64 = 1_000;
+
+/// What one batch of the janitor did.
+pub(crate) struct Deleted {
+    pub(crate) deleted: u64,
+    /// When the youngest of them had expired.
+    pub(crate) newest: Option<DateTime<Utc>>,
+}
+
+/// Deletes the oldest expired keys, at most [`BATCH`]. Rows that someone else has locked are left
+/// to them. `after` says where the batch before ended, which saves the walk over the index entries
+/// of what it deleted.
+///
+/// `now()` and not `clock_timestamp()`: only a stable function may limit an index scan.
+pub(crate) async fn delete_oldest_expired(
+    pool: &PgPool,
+    after: Option<DateTime<Utc>>,
+) -> Result<Deleted, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"with deleted as (
+             delete from idempotency_keys where ctid = any(array(
+               select ctid from idempotency_keys
+                where expires_at >= coalesce($1, '-infinity'::timestamptz) and expires_at <= now()
+                order by expires_at limit $2 for update skip locked))
+             returning expires_at)
+           select count(*) as "deleted!", max(expires_at) as newest from deleted"#,
+        after,
+        BATCH as i64,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Deleted { deleted: row.deleted.unsigned_abs(), newest: row.newest })
 }
 
 /// Takes a key without an answer yet; `false` when someone has it. Only inside a transaction

@@ -25,3 +25,22 @@ pub(crate) async fn page() -> impl IntoResponse {
     ];
     (headers, HTML)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_refers_to_nothing_outside_this_server() {
+        for foreign in ["http:", "https:", "//cdn", "src=", "@import", "url(", "<link", "innerHTML", "eval("]
+        {
+            assert!(!HTML.contains(foreign), "{foreign}");
+        }
+        let links: Vec<_> = HTML.split("href").skip(1).collect();
+        assert!(
+            links
+                .iter()
+                .all(|link| link.trim_start_matches(['=', ':', ' ', '"', '\'']).starts_with("openapi.json"))
+        );
+    }
+}

@@ -13,7 +13,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, Response,
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::{self, Code};
-use super::{health, listing, orders};
+use super::{docs, health, listing, measure, orders};
 use crate::domain::{CustomerEmail, MAX_JSON_INTEGER, OrderView};
 
 const ORDER_ID: &str = "019ddc1c-3f6b-7c5e-9d0a-6c1f0b7a2e11";
@@ -29,7 +29,7 @@ const JSON: &str = "application/json";
     ),
     paths(
         orders::create, listing::list, orders::show, orders::cancel, listing::events,
-        health::alive, health::ready, metrics, document, super::docs::page,
+        health::alive, health::ready, measure::show, document, docs::page,
     ),
     components(schemas(problem::Problem, OrderView, listing::OrderPage, listing::History)),
     modifiers(&Extras),
@@ -56,13 +56,6 @@ pub fn to_json() -> Result<String, serde_json::Error> {
 pub(crate) async fn document() -> Json<Document> {
     Json(describe())
 }
-
-/// `GET /metrics`
-#[utoipa::path(get, path = "/metrics", tag = "operation", operation_id = "getMetrics", summary = "Metrics",
-    responses((status = 200, description = "What is counted, as Prometheus text", content_type = "text/plain",
-               body = String, example = "http_requests_total{route=\"/orders\",method=\"POST\",status=\"201\"} 1\n")))]
-#[expect(dead_code, reason = "describes a route whose handler lives elsewhere")]
-fn metrics() {}
 
 /// What the macros cannot say.
 struct Extras;
@@ -370,4 +363,113 @@ fn header(description: &str, example: impl Into<Value>) -> utoipa::openapi::head
         .description(Some(description))
         .example(Some(example.into()))
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::http::body;
+
+    fn described() -> Value {
+        serde_json::to_value(describe()).expect("JSON")
+    }
+
+    /// A schema of the description, with everything that it refers to.
+    fn validator(schema: &str) -> jsonschema::Validator {
+        let document = json!({
+            "$ref": format!("#/components/schemas/{schema}"), "components": described()["components"],
+        });
+        jsonschema::options().should_validate_formats(true).build(&document).expect("a valid schema")
+    }
+
+    #[test]
+    fn the_description_has_exactly_the_routes_of_the_router() {
+        let routes: BTreeSet<_> = include_str!("mod.rs")
+            .split(".route(\"")
+            .skip(1)
+            .flat_map(|route| {
+                let (path, handlers) = route.split_once('"').expect("a path");
+                let handlers = handlers.lines().next().unwrap_or_default().to_owned();
+                let path = path.replace("{order_id}", "{orderId}");
+                ["get", "post", "put", "patch", "delete"]
+                    .into_iter()
+                    .filter(move |method| handlers.contains(&format!("{method}(")))
+                    .map(move |method| format!("{method} {path}"))
+            })
+            .collect();
+        let document = described();
+        let operations: BTreeSet<_> = document["paths"]
+            .as_object()
+            .expect("paths")
+            .iter()
+            .flat_map(|(path, item)| {
+                item.as_object().expect("operations").keys().map(move |method| format!("{method} {path}"))
+            })
+            .collect();
+        assert_eq!(operations, routes);
+        assert_eq!(document["openapi"], "3.1.0");
+    }
+
+    #[test]
+    fn every_example_in_the_description_fits_its_schema() {
+        let document = described();
+        let mut checked = 0;
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in item.as_object().expect("operations") {
+                for (status, response) in operation["responses"].as_object().expect("responses") {
+                    for content in response["content"].as_object().into_iter().flat_map(|c| c.values()) {
+                        let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
+                        let schema = validator(schema.trim_start_matches("#/components/schemas/"));
+                        for (name, example) in content["examples"].as_object().expect("examples") {
+                            let error = schema.validate(&example["value"]).err();
+                            assert!(error.is_none(), "{method} {path} {status} {name}: {error:?}");
+                            checked += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(checked > 50, "{checked}");
+    }
+
+    #[test]
+    fn every_reference_in_the_description_leads_somewhere() {
+        fn follow(at: &Value, document: &Value) {
+            if let Some(reference) = at["$ref"].as_str() {
+                assert!(document.pointer(&reference[1..]).is_some(), "{reference}");
+            }
+            let children =
+                at.as_object().map(|o| o.values().collect()).or(at.as_array().map(|a| a.iter().collect()));
+            for child in children.unwrap_or_else(Vec::new) {
+                follow(child, document);
+            }
+        }
+        let document = described();
+        follow(&document, &document);
+    }
+
+    #[test]
+    fn the_described_request_is_what_the_parser_takes() {
+        let described_example = described()["components"]["schemas"]["OrderRequest"]["example"].clone();
+        let schema = validator("OrderRequest");
+        let max = MAX_JSON_INTEGER;
+        for (request, fits) in [
+            (described_example, true),
+            (json!({"customerId": 1, "amountCents": max}), true),
+            (json!({"customerId": 1, "amountCents": max + 1}), false),
+            (json!({"customerId": 1, "amountCents": 0}), false),
+            (json!({"customerId": 1, "amountCents": "1"}), false),
+            (json!({"customerId": 1}), false),
+            (json!({"customerId": 1, "amountCents": 1, "currency": null}), false),
+            (json!({"customerId": 1, "amountCents": 1, "currency": "usd"}), false),
+            (json!({"customerId": 1, "amountCents": 1, "customerEmail": "nobody"}), false),
+            (json!({"customerId": 1, "amountCents": 1, "note": "x"}), false),
+            (json!([]), false),
+        ] {
+            assert_eq!(schema.is_valid(&request), fits, "schema: {request}");
+            assert_eq!(body::create_order(request.to_string().as_bytes()).is_ok(), fits, "parser: {request}");
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! The handlers of one order: create, show, cancel.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::ETAG;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{SubsecRound, Utc};
@@ -13,10 +16,11 @@ use super::idempotency_key::{self, HEADER};
 use super::openapi::{self, CancelResponses, ChangeHeaders, CreateResponses, IfNoneMatch};
 use super::problem::{self, ApiError, Problem};
 use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
-use super::{body, trace_context};
+use super::{body, etag, trace_context};
 use crate::db;
 use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, Fingerprint, IdempotencyKey, NewOrder};
-use crate::domain::{OrderView, Outcome, TraceContext};
+use crate::domain::{Operation, OrderView, Outcome, TraceContext};
+use crate::metrics::Metrics;
 use crate::writer::Writer;
 
 /// `POST /orders`
@@ -24,6 +28,7 @@ use crate::writer::Writer;
     request_body = openapi::OrderRequest, responses(CreateResponses), security(("apiKey" = [])))]
 pub(crate) async fn create(
     State(writer): State<Writer>,
+    State(metrics): State<Arc<Metrics>>,
     Client(client): Client,
     _: NoQuery,
     headers: HeaderMap,
@@ -33,7 +38,9 @@ pub(crate) async fn create(
     require_json(&headers)?;
     let request = body::create_order(&read_body(&headers, body).await?)?;
     let order = new_order(client, key, request, trace_context::from_headers(&headers))?;
-    answer(writer.create(order).await?, &headers)
+    let reply = writer.create(order).await;
+    metrics.judged(Operation::Create, &reply);
+    answer(reply?, &headers)
 }
 
 /// `GET /orders/{orderId}`
@@ -44,9 +51,15 @@ pub(crate) async fn show(
     Client(client): Client,
     OrderPath(order): OrderPath,
     _: NoQuery,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let order = db::orders::find(&pool, &client, order).await?.ok_or(ApiError::OrderNotFound)?;
-    Ok(Json(order).into_response())
+    let tag = etag::of_version(order.version);
+    Ok(if etag::none_match_has(&headers, &tag) {
+        (StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response()
+    } else {
+        ([(ETAG, tag)], Json(order)).into_response()
+    })
 }
 
 /// `POST /orders/{orderId}/cancel`
@@ -54,6 +67,7 @@ pub(crate) async fn show(
     params(openapi::OrderIdParameter, ChangeHeaders), responses(CancelResponses), security(("apiKey" = [])))]
 pub(crate) async fn cancel(
     State(writer): State<Writer>,
+    State(metrics): State<Arc<Metrics>>,
     Client(client): Client,
     OrderPath(order_id): OrderPath,
     _: NoQuery,
@@ -79,7 +93,9 @@ pub(crate) async fn cancel(
         },
         trace: trace_context::from_headers(&headers),
     };
-    answer(writer.cancel(request).await?, &headers)
+    let reply = writer.cancel(request).await;
+    metrics.judged(Operation::Cancel, &reply);
+    answer(reply?, &headers)
 }
 
 /// Makes everything that the order will write, its answer included.

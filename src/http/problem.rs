@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::body::{BodyError, FieldError};
 use super::idempotency_key::KeyError;
+use super::limit::Quota;
 use crate::writer::WriteError;
 
 /// What a client gets instead of what it asked for.
@@ -22,6 +23,8 @@ pub(crate) enum ApiError {
     TokenMissing,
     /// A token that is malformed, unknown or revoked: which one is nobody's business.
     TokenInvalid,
+    /// The client has asked too often; nothing was done.
+    RateLimited(Quota),
     UnsupportedMediaType,
     BodyTooLarge,
     BodyTooSlow,
@@ -171,6 +174,10 @@ impl From<ApiError> for Problem {
             ApiError::UnsupportedMediaType => {
                 Self::new(C::UnsupportedMediaType, "send the body as application/json in UTF-8")
             }
+            ApiError::RateLimited(_) => Self::new(
+                C::RateLimited,
+                "nothing was done: try again after the seconds in the Retry-After header",
+            ),
             ApiError::BodyTooLarge => Self::new(C::BodyTooLarge, "the body may have at most 65536 bytes"),
             ApiError::BodyTooSlow => Self::new(C::BodyTooSlow, "the body did not arrive within 10 seconds"),
             ApiError::BodyUnreadable => Self::new(C::BodyIncomplete, "the body broke off"),
@@ -211,6 +218,10 @@ impl IntoResponse for ApiError {
             ApiError::TokenInvalid => Some(r#"Bearer realm="orders", error="invalid_token""#),
             _ => None,
         };
+        let quota = match self {
+            ApiError::RateLimited(quota) => Some(quota),
+            _ => None,
+        };
         let problem = Problem::from(self);
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response =
@@ -218,6 +229,10 @@ impl IntoResponse for ApiError {
                 .into_response();
         if let Some(challenge) = challenge {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Some(quota) = quota {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(quota.retry_after()));
+            quota.write(response.headers_mut());
         }
         if problem.retryable && matches!(status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -252,5 +267,28 @@ impl From<sqlx::Error> for ApiError {
                 Self::Unavailable
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_guide_lists_every_code_with_its_status_and_whether_to_retry() {
+        let guide = include_str!("../../docs/clients.md");
+        let table = guide.lines().skip_while(|line| !line.starts_with("| code |")).skip(2);
+        let told: Vec<Vec<&str>> = table
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| line.split('|').skip(1).take(3).map(str::trim).collect())
+            .collect();
+        let known: Vec<Vec<String>> = Code::ALL
+            .iter()
+            .map(|code| {
+                let retry = if code.retryable() { "yes" } else { "no" };
+                vec![format!("`{}`", code.as_str()), code.status().as_u16().to_string(), retry.to_owned()]
+            })
+            .collect();
+        assert_eq!(told, known);
     }
 }

@@ -29,6 +29,10 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // The limit per client has found it out already.
+        if let Some(client) = parts.extensions.remove() {
+            return Ok(Self(client));
+        }
         AppState::from_ref(state).access.client(&parts.headers).await.map(Self)
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Histogram;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Semaphore, mpsc};
@@ -51,18 +52,25 @@ pub(super) struct Lane {
     connection: Option<PgConnection>,
     settler: Arc<Settler>,
     bell: Bell,
+    batch_size: Histogram,
     stragglers: Arc<Semaphore>,
     lookups: JoinSet<()>,
     waits: JoinSet<()>,
 }
 
 impl Lane {
-    pub(super) fn new(options: PgConnectOptions, settler: Arc<Settler>, bell: Bell) -> Self {
+    pub(super) fn new(
+        options: PgConnectOptions,
+        settler: Arc<Settler>,
+        bell: Bell,
+        batch_size: Histogram,
+    ) -> Self {
         Self {
             options,
             connection: None,
             settler,
             bell,
+            batch_size,
             stragglers: Arc::new(Semaphore::new(MAX_STRAGGLERS)),
             lookups: JoinSet::new(),
             waits: JoinSet::new(),
@@ -73,6 +81,7 @@ impl Lane {
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Job<NewOrder>>) {
         let mut jobs = Vec::with_capacity(MAX_BATCH);
         while queue.recv_many(&mut jobs, MAX_BATCH).await > 0 {
+            self.batch_size.observe(jobs.len() as f64);
             self.batch(std::mem::take(&mut jobs)).await;
             while self.waits.try_join_next().is_some() {}
             while self.lookups.try_join_next().is_some() {}
@@ -126,14 +135,13 @@ impl Lane {
             self.bell.ring();
         }
         let mut losers = Vec::new();
-        for Job { mut request, reply, accepted } in jobs {
-            let key = (request.client.as_str().to_owned(), request.key.as_str().to_owned());
+        for job in jobs {
+            let key = (job.request.client.as_str().to_owned(), job.request.key.as_str().to_owned());
             if claims.contains(&key) {
-                let answer = std::mem::take(&mut request.answer.body);
-                let answer = crate::domain::Answer { body: answer, ..request.answer };
-                let _ = reply.send(Ok(Outcome::Done(answer)));
+                // A client that is gone does not need it.
+                let _ = job.reply.send(Ok(Outcome::Done(job.request.answer)));
             } else {
-                losers.push((Job { request, reply, accepted }, sent));
+                losers.push((job, sent));
             }
         }
         losers

@@ -10,6 +10,7 @@ mod settle;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Histogram;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{mpsc, oneshot};
@@ -96,12 +97,13 @@ impl Writer {
         options: PgConnectOptions,
         (readers, waiters): (PgPool, PgPool),
         bell: Bell,
+        batch_size: Histogram,
         queue: usize,
     ) -> Self {
         let settler = Arc::new(Settler::new(readers, waiters, bell.clone()));
         let (orders, waiting_orders) = mpsc::channel(queue);
         let (cancellations, waiting_cancellations) = mpsc::channel(CANCEL_QUEUE);
-        let lane = lane::Lane::new(options, settler.clone(), bell);
+        let lane = lane::Lane::new(options, settler.clone(), bell, batch_size);
         tasks.spawn(async move {
             lane.run(waiting_orders).await;
             "writer"
@@ -111,6 +113,11 @@ impl Writer {
             "cancellations"
         });
         Self { orders, cancellations }
+    }
+
+    /// Orders that wait to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.orders.max_capacity() - self.orders.capacity()
     }
 
     /// Creates an order, or tells what became of its key.

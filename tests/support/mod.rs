@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
+use clap::Parser;
 use demo::testing::Database;
-use orders::config::Auth;
+use orders::config::{Cli, Command};
 use orders::server::{ServeError, serve};
 use reqwest::{Method, Response};
 use serde_json::Value;
@@ -36,16 +37,20 @@ impl Api {
     }
 
     pub async fn start_with_queue(database_url: &str, queue: usize) -> Self {
-        Self::start_with(database_url, Auth::Off, queue).await
+        Self::start_with(database_url, &["--auth", "off", "--queue", &queue.to_string()]).await
     }
 
+    /// With these arguments of `orders serve`.
     #[allow(clippy::disallowed_methods, reason = "the test ends it")]
-    pub async fn start_with(database_url: &str, auth: Auth, queue: usize) -> Self {
+    pub async fn start_with(database_url: &str, arguments: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let options = orders::config::Database::new(database_url).options().unwrap();
+        let command = ["orders", "serve", "--database-url", database_url];
+        let Command::Serve(config) = Cli::parse_from(command.iter().chain(arguments)).command else {
+            panic!("{arguments:?}");
+        };
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, options, auth, queue, shutdown.clone()));
+        let task = tokio::spawn(serve(listener, config, shutdown.clone()));
         Self { address, shutdown, task, client: reqwest::Client::new() }
     }
 
@@ -61,8 +66,7 @@ impl Api {
     }
 
     pub async fn cancel(&self, order: &str, key: &str) -> Answer {
-        let request = self.client.post(format!("http://{}/orders/{order}/cancel", self.address));
-        Answer::read(request.header("idempotency-key", key).send().await.unwrap()).await.unwrap()
+        cancel(&self.client, self.address, order, key).await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -98,6 +102,16 @@ pub async fn create(
     Answer::read(request.send().await?).await
 }
 
+async fn cancel(
+    client: &reqwest::Client,
+    address: SocketAddr,
+    order: &str,
+    key: &str,
+) -> reqwest::Result<Answer> {
+    let request = client.post(format!("http://{address}/orders/{order}/cancel"));
+    Answer::read(request.header("idempotency-key", key).send().await?).await
+}
+
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -129,6 +143,13 @@ impl Answer {
 
     pub fn order_id(&self) -> String {
         self.json()["orderId"].as_str().unwrap_or_else(|| panic!("no order id in {self:?}")).to_owned()
+    }
+
+    /// The value of a metric, and 0 when it is not there.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = String::from_utf8_lossy(&self.body);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// Asserts that this is the problem `code`, and well formed.
@@ -200,6 +221,14 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Self { address, child }
+    }
+
+    pub async fn create(&self, key: &str, body: &str) -> reqwest::Result<Answer> {
+        create(&reqwest::Client::new(), self.address, key, body).await
+    }
+
+    pub async fn cancel(&self, order: &str, key: &str) -> reqwest::Result<Answer> {
+        cancel(&reqwest::Client::new(), self.address, order, key).await
     }
 
     /// SIGKILL.

@@ -32,24 +32,12 @@ pub(super) fn build(from: &Mailbox, mail: &Leased) -> Result<Message, BuildError
         kind if kind == Kind::Cancellation.as_str() => OrderEvent::CANCELLED,
         other => return Err(BuildError::Kind(other.to_owned())),
     };
-    let (subject, text) = match OrderEvent::from_json(event_kind, mail.data.as_bytes())? {
-        OrderEvent::Created(order) => (
-            format!("Your order {} is confirmed", order.order_id),
-            format!(
-                "Thank you for your order.\n\nOrder:  {}\nAmount: {}\n",
-                order.order_id,
-                amount(order.amount_cents, &order.currency)
-            ),
-        ),
-        OrderEvent::Cancelled(order) => (
-            format!("Your order {} is cancelled", order.order_id),
-            format!(
-                "Your order is cancelled.\n\nOrder:  {}\nAmount: {}\n",
-                order.order_id,
-                amount(order.amount_cents, &order.currency)
-            ),
-        ),
+    let (becomes, order, minor, currency) = match OrderEvent::from_json(event_kind, mail.data.as_bytes())? {
+        OrderEvent::Created(data) => ("confirmed", data.order_id, data.amount_cents, data.currency),
+        OrderEvent::Cancelled(data) => ("cancelled", data.order_id, data.amount_cents, data.currency),
     };
+    let subject = format!("Your order {order} is {becomes}");
+    let text = format!("Your order is {becomes}.\n\nOrder:  {order}\nAmount: {}\n", amount(minor, &currency));
     let mut message = Message::builder()
         .from(from.clone())
         .to(Mailbox::new(None, mail.recipient.parse().map_err(BuildError::Recipient)?))
