@@ -83,6 +83,20 @@ pub(crate) fn code_schema() -> Schema {
         .into()
 }
 
+/// Every currency that the parser knows: a list is asked of it, not kept beside it.
+fn currency_schema() -> Schema {
+    let letters = || 'A'..='Z';
+    let words = letters()
+        .flat_map(|a| letters().flat_map(move |b| letters().map(move |c| String::from_iter([a, b, c]))));
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(words.filter(|word| events::Currency::from_code(word).is_some())))
+        .default(Some(json!("USD")))
+        .description(Some("ISO 4217"))
+        .build()
+        .into()
+}
+
 /// The body of `POST /orders`; unknown and repeated fields are refused.
 #[derive(ToSchema)]
 #[schema(example = json!({"customerId": 42, "amountCents": 2599, "currency": "EUR", "customerEmail": "ada@example.com"}))]
@@ -96,7 +110,7 @@ pub(crate) struct OrderRequest {
     #[schema(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     amount_cents: i64,
     /// ISO 4217
-    #[schema(required = false, default = "USD", pattern = "^[A-Z]{3}$")]
+    #[schema(required = false, schema_with = currency_schema)]
     currency: String,
     /// Where notifications go; none are sent without it
     #[schema(required = false, format = Email, max_length = 254)]
@@ -149,7 +163,7 @@ pub(crate) struct ChangeHeaders {
         rename = "Idempotency-Key",
         min_length = 1,
         max_length = 512,
-        pattern = "^[!-~]([ -~]*[!-~])?$",
+        pattern = r#"^([!#-+\--~][!-+\--~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#,
         example = "8e03978e-40d5-43e8-bc93-6894a57f9324"
     )]
     key: String,
@@ -440,14 +454,47 @@ mod tests {
             if let Some(reference) = at["$ref"].as_str() {
                 assert!(document.pointer(&reference[1..]).is_some(), "{reference}");
             }
-            let children =
-                at.as_object().map(|o| o.values().collect()).or(at.as_array().map(|a| a.iter().collect()));
-            for child in children.unwrap_or_else(Vec::new) {
+            let members = at.as_object().into_iter().flat_map(|object| object.values());
+            for child in members.chain(at.as_array().into_iter().flatten()) {
                 follow(child, document);
             }
         }
         let document = described();
         follow(&document, &document);
+    }
+
+    #[test]
+    fn the_described_key_is_what_the_parser_takes() {
+        let parameters = described()["paths"]["/orders"]["post"]["parameters"].clone();
+        let key = parameters.as_array().expect("parameters").iter().find(|p| p["name"] == "Idempotency-Key");
+        let schema = jsonschema::validator_for(&key.expect("the key")["schema"]).expect("a valid schema");
+        let mut keys: Vec<String> = (b' '..=b'~').map(|byte| char::from(byte).to_string()).collect();
+        keys.retain(|key| key != " ");
+        for key in [
+            "order-1",
+            "a b",
+            "a,b",
+            "a\"b",
+            "\"a, b\"",
+            "\"",
+            "\"\"",
+            "\"a",
+            "\"a\"b",
+            r#""a\"b""#,
+            r#""a\b""#,
+            r#""\\""#,
+            "ä",
+        ] {
+            keys.push(key.to_owned());
+        }
+        for length in [255, 256] {
+            keys.push("k".repeat(length));
+            keys.push(format!("\"{}\"", " ".repeat(length)));
+        }
+        for key in keys {
+            let taken = crate::http::idempotency_key::parse(key.as_bytes()).is_ok();
+            assert_eq!(schema.is_valid(&json!(key)), taken, "{key}");
+        }
     }
 
     #[test]
@@ -464,6 +511,7 @@ mod tests {
             (json!({"customerId": 1}), false),
             (json!({"customerId": 1, "amountCents": 1, "currency": null}), false),
             (json!({"customerId": 1, "amountCents": 1, "currency": "usd"}), false),
+            (json!({"customerId": 1, "amountCents": 1, "currency": "GWH"}), false),
             (json!({"customerId": 1, "amountCents": 1, "customerEmail": "nobody"}), false),
             (json!({"customerId": 1, "amountCents": 1, "note": "x"}), false),
             (json!([]), false),
