@@ -36,11 +36,25 @@ pub enum Command {
     /// Apply the migrations that are missing, or say whether there are any
     #[command(after_help = "Example:\n  orders migrate --check || orders migrate")]
     Migrate(Migrate),
+    /// Print the API's description, OpenAPI 3.1 as JSON
+    #[command(after_help = "Example:\n  orders openapi > openapi.json")]
+    Openapi,
     /// Make, list and revoke the keys that clients call with
     #[command(
         after_help = "Example:\n  TOKEN=$(orders keys create --client shop)\n  curl localhost:8080/orders -H \"authorization: Bearer $TOKEN\""
     )]
     Keys(Keys),
+}
+
+impl Command {
+    /// Where its traces go, if it makes any.
+    #[must_use]
+    pub fn otlp_endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Serve(serve) => serve.otlp_endpoint.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Where the database is.

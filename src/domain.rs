@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use events::{Currency, EventId, OrderId, OrderStatus};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 /// 2^53 - 1: the largest integer that every JSON reader keeps exact.
 pub const MAX_JSON_INTEGER: i64 = (1 << 53) - 1;
@@ -286,12 +287,15 @@ pub enum Outcome {
 }
 
 /// An order as clients see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Order)]
 #[serde(rename_all = "camelCase")]
 pub struct OrderView {
     /// The order.
+    #[schema(value_type = uuid::Uuid)]
     pub order_id: OrderId,
     /// What it is now.
+    #[schema(value_type = crate::http::openapi::Status)]
     pub status: OrderStatus,
     /// The customer's number in the client's system.
     pub customer_id: i64,
@@ -301,6 +305,7 @@ pub struct OrderView {
     pub currency: String,
     /// Where notifications go.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub customer_email: Option<String>,
     /// Counts the changes: 1, 2, 3 …
     pub version: i32,
@@ -308,6 +313,7 @@ pub struct OrderView {
     pub created_at: DateTime<Utc>,
     /// When it was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub cancelled_at: Option<DateTime<Utc>>,
 }
 

@@ -4,18 +4,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orders::config::{Cli, Command};
-use orders::{keys, migrate, server, telemetry};
+use orders::{http, keys, migrate, server, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let otlp = match &cli.command {
-        Command::Serve(config) => config.otlp_endpoint.as_deref(),
-        Command::Migrate(_) | Command::Keys(_) => None,
-    };
-    let telemetry = match telemetry::start(&cli.log, otlp) {
+    let telemetry = match telemetry::start(&cli.log, cli.command.otlp_endpoint()) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             eprintln!("orders: {error}");
@@ -41,7 +37,21 @@ async fn run(command: Command) -> ExitCode {
             }
         }
         Command::Migrate(config) => migrate::run(config).await,
+        Command::Openapi => openapi(),
         Command::Keys(config) => keys::run(config).await,
+    }
+}
+
+fn openapi() -> ExitCode {
+    match http::openapi::to_json() {
+        Ok(document) => {
+            println!("{document}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("orders: the description cannot be written: {error}");
+            ExitCode::from(1)
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use events::OrderId;
 use serde::Serialize;
 use sqlx::PgPool;
+use utoipa::ToSchema;
 
 /// The sink whose frontier says what is on Kafka.
 const SINK: &str = "kafka";
@@ -11,7 +12,7 @@ const SINK: &str = "kafka";
 const CONSUMER: &str = "notify";
 
 /// One event of an order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EventView {
     event_id: uuid::Uuid,
@@ -21,10 +22,11 @@ pub(crate) struct EventView {
     time: DateTime<Utc>,
     state: EventState,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     published: Option<Published>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum EventState {
     Pending,
@@ -33,7 +35,7 @@ enum EventState {
 }
 
 /// Where an event lies, as a consumer has seen it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Published {
     partition: i32,
@@ -42,12 +44,13 @@ struct Published {
 }
 
 /// One e-mail of an order. The address is not repeated: the client has sent it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EmailView {
     kind: String,
     state: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     sent_at: Option<DateTime<Utc>>,
 }
 

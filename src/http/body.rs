@@ -15,7 +15,7 @@ const MAX_ERRORS: usize = 20;
 const MAX_NAME: usize = 100;
 
 /// One thing that is wrong with a field.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub(crate) struct FieldError {
     /// RFC 6901; empty for the document itself.
     pub(crate) pointer: String,

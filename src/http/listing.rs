@@ -5,7 +5,9 @@ use axum::extract::{RawQuery, State};
 use events::{OrderId, OrderStatus};
 use serde::Serialize;
 use sqlx::PgPool;
+use utoipa::ToSchema;
 
+use super::openapi::{HistoryResponses, ListResponses, OrderIdParameter, PageParameters};
 use super::problem::ApiError;
 use super::request::{Client, NoQuery, OrderPath};
 use crate::db;
@@ -62,16 +64,19 @@ fn parse_status(value: &str) -> Result<OrderStatus, ApiError> {
 }
 
 /// The answer of `GET /orders`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct OrderPage {
     orders: Vec<OrderView>,
     /// Continues behind the last order; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_cursor: Option<String>,
 }
 
 /// `GET /orders`
+#[utoipa::path(get, path = "/orders", tag = "orders", operation_id = "listOrders", summary = "List orders", params(PageParameters),
+    responses(ListResponses), security(("apiKey" = [])))]
 pub(crate) async fn list(
     State(pool): State<PgPool>,
     Client(client): Client,
@@ -87,15 +92,18 @@ pub(crate) async fn list(
 }
 
 /// The answer of `GET /orders/{orderId}/events`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct History {
+    #[schema(value_type = uuid::Uuid)]
     order_id: OrderId,
     events: Vec<EventView>,
     emails: Vec<EmailView>,
 }
 
 /// `GET /orders/{orderId}/events`
+#[utoipa::path(get, path = "/orders/{orderId}/events", tag = "orders", operation_id = "getOrderHistory", summary = "Show what became of an order",
+    params(OrderIdParameter), responses(HistoryResponses), security(("apiKey" = [])))]
 pub(crate) async fn events(
     State(pool): State<PgPool>,
     Client(client): Client,

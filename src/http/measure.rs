@@ -27,6 +27,9 @@ pub(crate) async fn measure(State(metrics): State<Arc<Metrics>>, request: Reques
 }
 
 /// `GET /metrics`
+#[utoipa::path(get, path = "/metrics", tag = "operation", operation_id = "getMetrics", summary = "Metrics",
+    responses((status = 200, description = "What is counted, as Prometheus text", content_type = "text/plain",
+               body = String)))]
 pub(crate) async fn show(
     State(metrics): State<Arc<Metrics>>,
     State(writer): State<Writer>,

@@ -4,6 +4,7 @@
 mod access;
 mod body;
 mod cors;
+mod docs;
 mod etag;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -12,6 +13,7 @@ mod idempotency_key;
 mod limit;
 mod listing;
 mod measure;
+pub mod openapi;
 mod orders;
 mod problem;
 mod request;
@@ -92,6 +94,8 @@ pub fn router(state: AppState, options: &Options) -> Router {
         .merge(orders)
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(docs::page))
         .route("/metrics", get(measure::show))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)

@@ -13,6 +13,7 @@ use events::{EventId, OrderCreated, OrderEvent, OrderId, OrderStatus};
 use sqlx::PgPool;
 
 use super::idempotency_key::{self, HEADER};
+use super::openapi::{self, CancelResponses, ChangeHeaders, CreateResponses, IfNoneMatch};
 use super::problem::{self, ApiError, Problem};
 use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
 use super::{body, etag, trace, trace_context};
@@ -23,6 +24,8 @@ use crate::metrics::Metrics;
 use crate::writer::Writer;
 
 /// `POST /orders`
+#[utoipa::path(post, path = "/orders", tag = "orders", operation_id = "createOrder", summary = "Create an order", params(ChangeHeaders),
+    request_body = openapi::OrderRequest, responses(CreateResponses), security(("apiKey" = [])))]
 pub(crate) async fn create(
     State(writer): State<Writer>,
     State(metrics): State<Arc<Metrics>>,
@@ -41,6 +44,8 @@ pub(crate) async fn create(
 }
 
 /// `GET /orders/{orderId}`
+#[utoipa::path(get, path = "/orders/{orderId}", tag = "orders", operation_id = "getOrder", summary = "Show an order",
+    params(openapi::OrderIdParameter, IfNoneMatch), responses(openapi::ShowResponses), security(("apiKey" = [])))]
 pub(crate) async fn show(
     State(pool): State<PgPool>,
     Client(client): Client,
@@ -58,6 +63,8 @@ pub(crate) async fn show(
 }
 
 /// `POST /orders/{orderId}/cancel`
+#[utoipa::path(post, path = "/orders/{orderId}/cancel", tag = "orders", operation_id = "cancelOrder", summary = "Cancel an order",
+    params(openapi::OrderIdParameter, ChangeHeaders), responses(CancelResponses), security(("apiKey" = [])))]
 pub(crate) async fn cancel(
     State(writer): State<Writer>,
     State(metrics): State<Arc<Metrics>>,
