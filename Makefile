@@ -1,7 +1,7 @@
 # SQL is checked against the committed metadata: a build needs no database.
 export SQLX_OFFLINE := true
 
-.PHONY: help install demo test check fmt compose-check sqlx
+.PHONY: help install demo test bench check fmt compose-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

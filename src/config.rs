@@ -8,7 +8,6 @@ use axum::http::{HeaderValue, Uri};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use tracing_subscriber::EnvFilter;
 
 /// REST API that writes an order, its idempotency record and its event in one transaction.
 #[derive(Debug, Parser)]
@@ -96,6 +95,9 @@ pub struct Serve {
     /// Who may call: holders of an API key, or everybody as client `anonymous`
     #[arg(long, env = "ORDERS_AUTH", value_enum, default_value_t = Auth::Keys)]
     pub auth: Auth,
+    /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Orders that may wait for the writer; past that, clients get 503 `overloaded`
     #[arg(long, env = "ORDERS_QUEUE", value_name = "N", default_value_t = 4096,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
@@ -266,21 +268,20 @@ pub struct Log {
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
 
 impl Log {
-    /// Starts logging to stderr: stdout is for what a command prints.
-    pub fn start(&self) {
-        let builder = tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .with_env_filter(EnvFilter::builder().parse_lossy(&self.filter));
-        match self.log_format {
-            LogFormat::Text => builder.with_ansi(false).init(),
-            LogFormat::Json => builder.json().flatten_event(true).init(),
-        }
+    /// In the syntax of tracing's `EnvFilter`.
+    pub(crate) fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// How lines are written.
+    pub(crate) fn format(&self) -> LogFormat {
+        self.log_format
     }
 }
 

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod metrics;
 pub mod migrate;
 pub mod server;
+pub mod telemetry;
 pub mod writer;
 
 /// The schema, shared by the API and the relay; `orders migrate` applies it.

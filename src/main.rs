@@ -4,15 +4,31 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orders::config::{Cli, Command};
-use orders::{http, keys, migrate, server};
+use orders::{http, keys, migrate, server, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.log.start();
-    match cli.command {
+    let otlp = match &cli.command {
+        Command::Serve(config) => config.otlp_endpoint.as_deref(),
+        Command::Migrate(_) | Command::Keys(_) => None,
+    };
+    let telemetry = match telemetry::start(&cli.log, otlp) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("orders: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let code = run(cli.command).await;
+    telemetry.flush();
+    code
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
         Command::Serve(config) => {
             let shutdown = CancellationToken::new();
             let signals = cancel_on_signal(shutdown.clone());

@@ -101,8 +101,14 @@ pub async fn serve(
     let access = access(config.auth, &readers);
     let keys_deleted = metrics.keys_deleted();
     let state = AppState { pool: readers.clone(), writer, access, metrics };
-    let app =
-        router(state, &http::Options { rate_limit: config.rate_limit, cors_origins: config.cors_origins });
+    let app = router(
+        state,
+        &http::Options {
+            rate_limit: config.rate_limit,
+            cors_origins: config.cors_origins,
+            traces: config.otlp_endpoint.is_some(),
+        },
+    );
 
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");

@@ -17,13 +17,14 @@ pub mod openapi;
 mod orders;
 mod problem;
 mod request;
+mod trace;
 mod trace_context;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::FromRef;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use sqlx::PgPool;
@@ -56,6 +57,8 @@ pub struct Options {
     pub rate_limit: Option<RateLimit>,
     /// Which web pages may call.
     pub cors_origins: Option<Origins>,
+    /// Whether traces are exported.
+    pub traces: bool,
 }
 
 impl FromRef<AppState> for PgPool {
@@ -102,6 +105,9 @@ pub fn router(state: AppState, options: &Options) -> Router {
         }));
     if let Some(origins) = &options.cors_origins {
         router = router.layer(cors::layer(origins));
+    }
+    if options.traces {
+        router = router.layer(from_fn(trace::trace));
     }
     // Outermost, so that preflights and panics are counted too.
     router.layer(from_fn_with_state(state.metrics.clone(), measure::measure)).with_state(state)

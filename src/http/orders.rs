@@ -16,7 +16,7 @@ use super::idempotency_key::{self, HEADER};
 use super::openapi::{self, CancelResponses, ChangeHeaders, CreateResponses, IfNoneMatch};
 use super::problem::{self, ApiError, Problem};
 use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
-use super::{body, etag, trace_context};
+use super::{body, etag, trace, trace_context};
 use crate::db;
 use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, Fingerprint, IdempotencyKey, NewOrder};
 use crate::domain::{Operation, OrderView, Outcome, TraceContext};
@@ -37,7 +37,7 @@ pub(crate) async fn create(
     let key = idempotency_key::from_headers(&headers)?;
     require_json(&headers)?;
     let request = body::create_order(&read_body(&headers, body).await?)?;
-    let order = new_order(client, key, request, trace_context::from_headers(&headers))?;
+    let order = new_order(client, key, request, trace::handed_on(trace_context::from_headers(&headers)))?;
     let reply = writer.create(order).await;
     metrics.judged(Operation::Create, &reply);
     answer(reply?, &headers)
@@ -91,7 +91,7 @@ pub(crate) async fn cancel(
             headers: [("content-type".to_owned(), problem::MEDIA_TYPE.to_owned())].into(),
             body: Problem::not_cancellable().to_json(),
         },
-        trace: trace_context::from_headers(&headers),
+        trace: trace::handed_on(trace_context::from_headers(&headers)),
     };
     let reply = writer.cancel(request).await;
     metrics.judged(Operation::Cancel, &reply);

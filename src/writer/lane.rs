@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::settle::Settler;
 use super::{Job, STATEMENT_DEADLINE, Sent, WriteError};
@@ -20,6 +21,7 @@ use crate::bell::Bell;
 use crate::db::create::{Claims, create};
 use crate::db::{self, Failure, session};
 use crate::domain::{NewOrder, Outcome};
+use crate::telemetry::SPANS;
 
 /// The most orders in one statement; past this, larger batches are hardly faster but fail together.
 const MAX_BATCH: usize = 128;
@@ -82,7 +84,11 @@ impl Lane {
         let mut jobs = Vec::with_capacity(MAX_BATCH);
         while queue.recv_many(&mut jobs, MAX_BATCH).await > 0 {
             self.batch_size.observe(jobs.len() as f64);
-            self.batch(std::mem::take(&mut jobs)).await;
+            let batch = tracing::info_span!(target: SPANS, "batch", orders = jobs.len());
+            for job in &jobs {
+                batch.follows_from(&job.span);
+            }
+            self.batch(std::mem::take(&mut jobs)).instrument(batch).await;
             while self.waits.try_join_next().is_some() {}
             while self.lookups.try_join_next().is_some() {}
             while self.lookups.len() >= MAX_LOOKUPS {

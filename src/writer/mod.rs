@@ -72,6 +72,8 @@ struct Job<T> {
     request: T,
     reply: oneshot::Sender<Reply>,
     accepted: Instant,
+    /// The span of the request.
+    span: tracing::Span,
 }
 
 impl<T> Job<T> {
@@ -139,7 +141,7 @@ impl Writer {
 
 async fn submit<T>(queue: &mpsc::Sender<Job<T>>, request: T) -> Reply {
     let (reply, outcome) = oneshot::channel();
-    let job = Job { request, reply, accepted: Instant::now() };
+    let job = Job { request, reply, accepted: Instant::now(), span: tracing::Span::current() };
     queue.try_send(job).map_err(|_| WriteError::Overloaded)?;
     // The owner drops a job unanswered only when it dies in the middle.
     outcome.await.unwrap_or(Err(WriteError::OutcomeUnknown))
