@@ -13,7 +13,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let otlp = match &cli.command {
         Command::Serve(config) => config.otlp_endpoint.as_deref(),
-        Command::Migrate(_) | Command::Keys(_) => None,
+        Command::Migrate(_) | Command::Openapi | Command::Keys(_) => None,
     };
     let telemetry = match telemetry::start(&cli.log, otlp) {
         Ok(telemetry) => telemetry,
@@ -41,21 +41,8 @@ async fn run(command: Command) -> ExitCode {
             }
         }
         Command::Migrate(config) => migrate::run(config).await,
-        Command::Openapi => openapi(),
+        Command::Openapi => http::openapi::print(),
         Command::Keys(config) => keys::run(config).await,
-    }
-}
-
-fn openapi() -> ExitCode {
-    match http::openapi::to_json() {
-        Ok(document) => {
-            println!("{document}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("orders: the description cannot be written: {error}");
-            ExitCode::from(1)
-        }
     }
 }
 
