@@ -11,7 +11,11 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let telemetry = match telemetry::start(&cli.log, cli.command.otlp_endpoint()) {
+    let otlp = match &cli.command {
+        Command::Serve(config) => config.otlp_endpoint.as_deref(),
+        Command::Migrate(_) | Command::Openapi | Command::Keys(_) => None,
+    };
+    let telemetry = match telemetry::start(&cli.log, otlp) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             eprintln!("orders: {error}");
@@ -37,21 +41,8 @@ async fn run(command: Command) -> ExitCode {
             }
         }
         Command::Migrate(config) => migrate::run(config).await,
-        Command::Openapi => openapi(),
+        Command::Openapi => http::openapi::print(),
         Command::Keys(config) => keys::run(config).await,
-    }
-}
-
-fn openapi() -> ExitCode {
-    match http::openapi::to_json() {
-        Ok(document) => {
-            println!("{document}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("orders: the description cannot be written: {error}");
-            ExitCode::from(1)
-        }
     }
 }
 

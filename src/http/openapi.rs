@@ -2,6 +2,7 @@
 //! the types that are sent, problems from the list of codes. Describes; decides nothing.
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 
 use axum::Json;
 use serde_json::{Value, json};
@@ -41,12 +42,19 @@ pub(crate) fn describe() -> Document {
     Api::openapi()
 }
 
-/// The description as JSON for people to read.
-///
-/// # Errors
-/// When it cannot be serialised.
-pub fn to_json() -> Result<String, serde_json::Error> {
-    describe().to_pretty_json()
+/// `orders openapi`: prints the description as JSON; gives the exit code.
+#[must_use]
+pub fn print() -> ExitCode {
+    match describe().to_pretty_json() {
+        Ok(document) => {
+            println!("{document}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("orders: the description cannot be written: {error}");
+            ExitCode::from(1)
+        }
+    }
 }
 
 /// `GET /openapi.json`
