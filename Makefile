@@ -17,6 +17,10 @@ test: install ## Run every test against a real PostgreSQL and a real Kafka
 	cargo build --workspace --bins
 	target/debug/demo services -- cargo test --workspace
 
+bench: ## Measure the API beside pgbench, on one PostgreSQL in one run; ARGS=--quick for a first look
+	@demo/install bench
+	cargo bench --package orders --bench api -- $(ARGS)
+
 check: install ## Format, lints and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
