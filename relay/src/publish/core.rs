@@ -336,7 +336,7 @@ impl Core {
         }
         self.rung = false;
         self.reading = true;
-        let mut open: Numbers = self.frontier.begin_read().into_iter().collect();
+        let mut open = self.frontier.begin_read();
         open.extend(wanted);
         Some(Command::Read { open: open.into_iter().collect(), above: self.frontier.high(), limit })
     }

@@ -12,7 +12,6 @@
 //! on anything else; a transaction that never wrote to the outbox is not even looked at.
 
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
 
 use rangemap::RangeInclusiveSet;
 
@@ -90,10 +89,10 @@ impl Frontier {
         self.holes.iter().any(|g| g.writers == Writers::Gone)
     }
 
-    /// Begins a read and gives the holes that it must look at, ascending. The read must also take
+    /// Begins a read and gives the holes that it must look at. The read must also take
     /// everything above [`Frontier::high`], all in one statement: with one snapshot a later
     /// version of an order is never seen without its earlier one.
-    pub(crate) fn begin_read(&mut self) -> Vec<RangeInclusive<i64>> {
+    pub(crate) fn begin_read(&mut self) -> Numbers {
         self.deciding = self
             .holes
             .iter()
@@ -101,8 +100,7 @@ impl Frontier {
             .flat_map(|g| g.numbers.iter())
             .cloned()
             .collect();
-        let open: Numbers = self.holes.iter().flat_map(|g| g.numbers.iter()).cloned().collect();
-        open.into_iter().collect()
+        self.holes.iter().flat_map(|g| g.numbers.iter()).cloned().collect()
     }
 
     /// Ends a read. `seen` are the numbers of its rows, ascending; `cut` says that the read
@@ -189,6 +187,8 @@ impl Writers {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use super::*;
 
     fn holders(names: &[&str]) -> Holders {
@@ -208,7 +208,7 @@ mod tests {
         assert!(!frontier.wants_read());
         frontier.holders(&holders(&[]));
         assert!(frontier.wants_read());
-        assert_eq!(frontier.begin_read(), vec![2..=2]);
+        assert_eq!(frontier.begin_read(), numbers(2..=2));
         assert!(frontier.end_read(&[2, 4], false).is_empty());
         assert_eq!(frontier.hole_count(), 0);
     }
@@ -252,6 +252,6 @@ mod tests {
     fn a_restart_reads_again_what_was_not_settled() {
         let mut frontier = Frontier::new(&[1..=4, 7..=9].into_iter().collect());
         assert_eq!(frontier.high(), 9);
-        assert_eq!(frontier.begin_read(), vec![5..=6]);
+        assert_eq!(frontier.begin_read(), numbers(5..=6));
     }
 }

@@ -121,7 +121,7 @@ impl Model {
     }
 
     fn begin_read(&mut self) {
-        let open: Numbers = self.frontier.begin_read().into_iter().collect();
+        let open = self.frontier.begin_read();
         let above = self.frontier.high();
         let rows: Vec<i64> = self
             .committed
