@@ -190,6 +190,8 @@ impl CustomerEmail {
 /// A valid request for an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateOrder {
+    /// What a repeat of it is recognised by.
+    pub fingerprint: Fingerprint,
     /// Whose order it is.
     pub customer_id: CustomerId,
     /// How much.
@@ -206,15 +208,11 @@ pub struct CreateOrder {
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// Of a request for an order.
+    /// Of a request for an order, by its fields as they were read and before any rule is asked: a
+    /// request that was valid when it was stored is recognised when the rules have changed.
     #[must_use]
-    pub fn create(request: &CreateOrder) -> Self {
-        let canonical = serde_json::json!([
-            request.customer_id,
-            request.amount_cents,
-            request.currency.code(),
-            request.customer_email,
-        ]);
+    pub fn create(customer_id: i64, amount_cents: i64, currency: &str, customer_email: Option<&str>) -> Self {
+        let canonical = serde_json::json!([customer_id, amount_cents, currency, customer_email]);
         Self::over(Operation::Create, &canonical.to_string())
     }
 
@@ -326,8 +324,6 @@ pub struct NewOrder {
     /// Under which key.
     pub key: IdempotencyKey,
     /// For what.
-    pub fingerprint: Fingerprint,
-    /// The request.
     pub request: CreateOrder,
     /// The order that comes of it.
     pub order_id: OrderId,

@@ -45,6 +45,9 @@ pub enum ServeError {
     /// The metrics contradict each other.
     #[error("the metrics cannot be set up")]
     Metrics(#[from] prometheus::Error),
+    /// The writer has no thread.
+    #[error("the writer cannot be started")]
+    Writer(#[source] io::Error),
     /// A part ended though nobody asked for it.
     #[error("the {0} stopped unexpectedly")]
     Stopped(&'static str),
@@ -97,7 +100,8 @@ pub async fn serve(
     });
     let metrics = Arc::new(Metrics::new(readers.clone(), waiters.clone())?);
     let pools = (readers.clone(), waiters.clone());
-    let writer = Writer::start(&mut tasks, options, pools, bell, metrics.batch_size(), config.queue);
+    let writer = Writer::start(&mut tasks, options, pools, bell, metrics.batch_size(), config.queue)
+        .map_err(ServeError::Writer)?;
     let access = access(config.auth, &readers);
     let keys_deleted = metrics.keys_deleted();
     let state = AppState { pool: readers.clone(), writer, access, metrics };
@@ -172,6 +176,7 @@ pub fn exit_code(result: Result<(), ServeError>) -> ExitCode {
         ServeError::Database(_) => ExitCode::from(2),
         ServeError::Listen { .. }
         | ServeError::Metrics(_)
+        | ServeError::Writer(_)
         | ServeError::Stopped(_)
         | ServeError::Deadline => ExitCode::from(1),
     }

@@ -57,11 +57,11 @@ fn loads() -> Vec<Load> {
         api(New, 16),
         pgbench("pgbench, one statement, 32 clients", one, 1, 32),
         api(New, 128),
+        api(New, 1024),
         pgbench("pgbench, 50 orders a statement, 32 clients", one, 50, 32),
         api(Repeated, 128),
         api(Mixed, 128),
         api(New, 64),
-        api(New, 1024),
         api(New, 256),
     ]
 }

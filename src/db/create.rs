@@ -22,7 +22,7 @@ pub(crate) async fn create(
 ) -> Result<Claims, sqlx::Error> {
     let column =
         |of: fn(&NewOrder) -> &str| -> Vec<String> { orders.iter().map(|o| of(o).to_owned()).collect() };
-    let fingerprints: Vec<&[u8]> = orders.iter().map(|o| o.fingerprint.as_bytes()).collect();
+    let fingerprints: Vec<&[u8]> = orders.iter().map(|o| o.request.fingerprint.as_bytes()).collect();
     let order_ids: Vec<_> = orders.iter().map(|o| o.order_id.as_uuid()).collect();
     let event_ids: Vec<_> = orders.iter().map(|o| o.event_id.as_uuid()).collect();
     let customers: Vec<_> = orders.iter().map(|o| o.request.customer_id.get()).collect();

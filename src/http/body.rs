@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::domain::{AmountCents, CreateOrder, CustomerEmail, CustomerId, MAX_JSON_INTEGER};
+use crate::domain::{AmountCents, CreateOrder, CustomerEmail, CustomerId, Fingerprint, MAX_JSON_INTEGER};
 
 /// Past this many errors the rest says nothing new.
 const MAX_ERRORS: usize = 20;
@@ -28,8 +28,14 @@ pub(crate) struct FieldError {
 pub(crate) enum BodyError {
     /// It is not JSON; says where and why.
     Malformed(String),
-    /// It is JSON, but not of this shape.
-    Invalid(Vec<FieldError>),
+    /// It is JSON, but not a valid request.
+    Invalid {
+        /// What is wrong with it.
+        errors: Vec<FieldError>,
+        /// What a repeat of it is recognised by, when only the rules are against it: under the rules of
+        /// another day it may have been accepted and stored.
+        fingerprint: Option<Fingerprint>,
+    },
 }
 
 /// The fields of a JSON object in the order in which they were sent, repeated names included.
@@ -59,31 +65,37 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 
 /// Reads the body of `POST /orders`.
 pub(crate) fn create_order(body: &[u8]) -> Result<CreateOrder, BodyError> {
-    let mut errors = Errors(Vec::new());
+    let mut errors = Errors::default();
     let fields = fields(body, &["customerId", "amountCents", "currency", "customerEmail"], &mut errors)?;
     let field = |name| fields.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
 
-    let customer_id = errors.required(
-        "customerId",
-        field("customerId").map(|value| integer(value).and_then(|n| CustomerId::new(n).ok_or_else(range))),
-    );
-    let amount_cents = errors.required(
-        "amountCents",
-        field("amountCents").map(|value| integer(value).and_then(|n| AmountCents::new(n).ok_or_else(range))),
-    );
-    let currency = errors.optional("currency", field("currency").map(currency));
-    let customer_email = errors.optional(
-        "customerEmail",
-        field("customerEmail").map(|value| CustomerEmail::parse(&string(value)?).map_err(str::to_owned)),
-    );
-    match (customer_id, amount_cents) {
-        (Some(customer_id), Some(amount_cents)) if errors.0.is_empty() => Ok(CreateOrder {
-            customer_id,
-            amount_cents,
-            currency: currency.unwrap_or(events::Currency::USD),
-            customer_email,
-        }),
-        _ => Err(BodyError::Invalid(errors.0)),
+    // Each field is read, and then judged; the fingerprint is over what was read.
+    let customer = errors.required("customerId", field("customerId").map(integer));
+    let customer_id = errors.judge("customerId", customer, |n| CustomerId::new(n).ok_or_else(range));
+    let amount = errors.required("amountCents", field("amountCents").map(integer));
+    let amount_cents = errors.judge("amountCents", amount, |n| AmountCents::new(n).ok_or_else(range));
+    let code = match field("currency") {
+        Some(value) => errors.optional("currency", Some(string(value))),
+        None => Some(events::Currency::USD.code().to_owned()),
+    };
+    let currency = errors.judge("currency", code.as_deref(), currency);
+    let address = errors.optional("customerEmail", field("customerEmail").map(string));
+    let customer_email = errors
+        .judge("customerEmail", address.as_deref(), |text| CustomerEmail::parse(text).map_err(str::to_owned));
+
+    let fingerprint = match (customer, amount, &code) {
+        (Some(customer), Some(amount), Some(code)) if !errors.unreadable => {
+            Some(Fingerprint::create(customer, amount, code, address.as_deref()))
+        }
+        _ => None,
+    };
+    match (fingerprint, customer_id, amount_cents, currency) {
+        (Some(fingerprint), Some(customer_id), Some(amount_cents), Some(currency))
+            if errors.list.is_empty() =>
+        {
+            Ok(CreateOrder { fingerprint, customer_id, amount_cents, currency, customer_email })
+        }
+        _ => Err(BodyError::Invalid { errors: errors.list, fingerprint }),
     }
 }
 
@@ -92,9 +104,13 @@ pub(crate) fn nothing(body: &[u8]) -> Result<(), BodyError> {
     if body.trim_ascii().is_empty() {
         return Ok(());
     }
-    let mut errors = Errors(Vec::new());
+    let mut errors = Errors::default();
     fields(body, &[], &mut errors)?;
-    if errors.0.is_empty() { Ok(()) } else { Err(BodyError::Invalid(errors.0)) }
+    if errors.list.is_empty() {
+        Ok(())
+    } else {
+        Err(BodyError::Invalid { errors: errors.list, fingerprint: None })
+    }
 }
 
 /// The object's fields; notes those that are unknown or repeated.
@@ -108,10 +124,13 @@ fn fields<'a>(
     let Fields(fields) = serde_json::from_str(text).map_err(|error| {
         // JSON of another kind is told from what is not JSON at all.
         match serde_json::from_str::<&RawValue>(text) {
-            Ok(value) if !value.get().starts_with('{') => BodyError::Invalid(vec![FieldError {
-                pointer: String::new(),
-                detail: "must be a JSON object".to_owned(),
-            }]),
+            Ok(value) if !value.get().starts_with('{') => BodyError::Invalid {
+                errors: vec![FieldError {
+                    pointer: String::new(),
+                    detail: "must be a JSON object".to_owned(),
+                }],
+                fingerprint: None,
+            },
             _ => BodyError::Malformed(format!(
                 "the body is not JSON: line {} column {}",
                 error.line(),
@@ -121,15 +140,20 @@ fn fields<'a>(
     })?;
     for (index, (name, _)) in fields.iter().enumerate() {
         if !known.contains(&name.as_str()) {
-            errors.add(name, "is not a field of this request".to_owned());
+            errors.unreadable(name, "is not a field of this request".to_owned());
         } else if fields[..index].iter().any(|(earlier, _)| earlier == name) {
-            errors.add(name, "is given more than once".to_owned());
+            errors.unreadable(name, "is given more than once".to_owned());
         }
     }
     Ok(fields)
 }
 
-struct Errors(Vec<FieldError>);
+#[derive(Default)]
+struct Errors {
+    list: Vec<FieldError>,
+    /// A field could not be read at all: wrong type, missing, unknown or repeated.
+    unreadable: bool,
+}
 
 impl Errors {
     fn add(&mut self, name: &str, detail: String) {
@@ -139,26 +163,34 @@ impl Errors {
             (format!("/{}", name.replace('~', "~0").replace('/', "~1")), detail)
         };
         let error = FieldError { pointer, detail };
-        if self.0.len() < MAX_ERRORS && !self.0.contains(&error) {
-            self.0.push(error);
+        if self.list.len() < MAX_ERRORS && !self.list.contains(&error) {
+            self.list.push(error);
         }
+    }
+
+    fn unreadable(&mut self, name: &str, detail: String) {
+        self.unreadable = true;
+        self.add(name, detail);
     }
 
     fn required<T>(&mut self, name: &str, field: Option<Result<T, String>>) -> Option<T> {
         if field.is_none() {
-            self.add(name, "is required".to_owned());
+            self.unreadable(name, "is required".to_owned());
         }
         self.optional(name, field)
     }
 
     fn optional<T>(&mut self, name: &str, field: Option<Result<T, String>>) -> Option<T> {
-        match field? {
-            Ok(value) => Some(value),
-            Err(detail) => {
-                self.add(name, detail);
-                None
-            }
-        }
+        field?.map_err(|detail| self.unreadable(name, detail)).ok()
+    }
+
+    fn judge<T, U>(
+        &mut self,
+        name: &str,
+        field: Option<T>,
+        rule: impl FnOnce(T) -> Result<U, String>,
+    ) -> Option<U> {
+        rule(field?).map_err(|detail| self.add(name, detail)).ok()
     }
 }
 
@@ -197,8 +229,8 @@ fn string(value: &RawValue) -> Result<String, String> {
     Ok(string)
 }
 
-fn currency(value: &RawValue) -> Result<events::Currency, String> {
-    events::Currency::from_code(&string(value)?)
+fn currency(code: &str) -> Result<events::Currency, String> {
+    events::Currency::from_code(code)
         .ok_or_else(|| "must be an ISO 4217 code of three upper-case letters".to_owned())
 }
 
@@ -218,11 +250,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::Fingerprint;
 
     fn pointers(body: &str) -> Vec<String> {
         match create_order(body.as_bytes()) {
-            Err(BodyError::Invalid(errors)) => errors.into_iter().map(|e| e.pointer).collect(),
+            Err(BodyError::Invalid { errors, .. }) => errors.into_iter().map(|e| e.pointer).collect(),
             other => panic!("{body}: {other:?}"),
         }
     }
@@ -256,7 +287,7 @@ mod tests {
 
     #[test]
     fn spelling_does_not_change_the_fingerprint() {
-        let fingerprint = |body: &str| Fingerprint::create(&create_order(body.as_bytes()).expect("valid"));
+        let fingerprint = |body: &str| create_order(body.as_bytes()).expect("valid").fingerprint;
         let plain = fingerprint(r#"{"customerId":42,"amountCents":2599}"#);
         for same in [
             r#"{ "amountCents" : 2599.0, "customerId":42.00 }"#,
@@ -266,6 +297,28 @@ mod tests {
             assert_eq!(fingerprint(same), plain, "{same}");
         }
         assert_ne!(fingerprint(r#"{"customerId":42,"amountCents":2600}"#), plain);
+    }
+
+    #[test]
+    fn a_request_that_only_breaks_a_rule_keeps_its_fingerprint() {
+        let fingerprint = |body: &str| match create_order(body.as_bytes()) {
+            Err(BodyError::Invalid { fingerprint, .. }) => fingerprint,
+            other => panic!("{body}: {other:?}"),
+        };
+        assert_eq!(
+            fingerprint(r#"{"customerId":1,"amountCents":0,"currency":"ZZZ","customerEmail":"nobody"}"#),
+            Some(Fingerprint::create(1, 0, "ZZZ", Some("nobody")))
+        );
+        for unreadable in [
+            r#"{"customerId":1,"amountCents":0,"x":1}"#,
+            r#"{"customerId":1,"amountCents":0,"amountCents":0}"#,
+            r#"{"customerId":1,"amountCents":"0"}"#,
+            r#"{"customerId":1}"#,
+            r#"{"customerId":0,"amountCents":1,"currency":null}"#,
+            r#"{"customerId":0,"amountCents":1,"customerEmail":1}"#,
+        ] {
+            assert_eq!(fingerprint(unreadable), None, "{unreadable}");
+        }
     }
 
     proptest! {
@@ -283,7 +336,7 @@ mod tests {
             let body = format!("{{{}{}\"{name}\":{value}}}", known("customerId", "1"), known("amountCents", "1"));
             match create_order(body.as_bytes()) {
                 Ok(order) => prop_assert!(order.amount_cents.get() > 0 && order.customer_id.get() > 0),
-                Err(BodyError::Invalid(errors)) => {
+                Err(BodyError::Invalid { errors, .. }) => {
                     prop_assert_eq!(errors.len(), 1, "{}", body);
                     prop_assert_eq!(&errors[0].pointer, &format!("/{}", name.replace('~', "~0").replace('/', "~1")));
                 }

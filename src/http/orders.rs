@@ -12,13 +12,14 @@ use chrono::{SubsecRound, Utc};
 use events::{EventId, OrderCreated, OrderEvent, OrderId, OrderStatus};
 use sqlx::PgPool;
 
+use super::body::BodyError;
 use super::idempotency_key::{self, HEADER};
 use super::openapi::{self, CancelResponses, ChangeHeaders, CreateResponses, IfNoneMatch};
 use super::problem::{self, ApiError, Problem};
 use super::request::{Client, NoQuery, OrderPath, read_body, require_json};
 use super::{body, etag, trace, trace_context};
 use crate::db;
-use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, Fingerprint, IdempotencyKey, NewOrder};
+use crate::domain::{Answer, CancelOrder, ClientId, CreateOrder, IdempotencyKey, NewOrder};
 use crate::domain::{Operation, OrderView, Outcome, TraceContext};
 use crate::metrics::Metrics;
 use crate::writer::Writer;
@@ -28,6 +29,7 @@ use crate::writer::Writer;
     request_body = openapi::OrderRequest, responses(CreateResponses), security(("apiKey" = [])))]
 pub(crate) async fn create(
     State(writer): State<Writer>,
+    State(pool): State<PgPool>,
     State(metrics): State<Arc<Metrics>>,
     Client(client): Client,
     _: NoQuery,
@@ -36,7 +38,14 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let key = idempotency_key::from_headers(&headers)?;
     require_json(&headers)?;
-    let request = body::create_order(&read_body(&headers, body).await?)?;
+    let request = match body::create_order(&read_body(&headers, body).await?) {
+        Ok(request) => request,
+        Err(error) => {
+            let stored = stored_although_invalid(&pool, &client, &key, &error).await?.ok_or(error)?;
+            metrics.judged(Operation::Create, &Ok(stored.clone()));
+            return answer(stored, &headers);
+        }
+    };
     let order = new_order(client, key, request, trace::handed_on(trace_context::from_headers(&headers)))?;
     let reply = writer.create(order).await;
     metrics.judged(Operation::Create, &reply);
@@ -98,6 +107,21 @@ pub(crate) async fn cancel(
     answer(reply?, &headers)
 }
 
+/// What is not valid today may have been when it was stored; the client that repeats it gets its answer.
+async fn stored_although_invalid(
+    pool: &PgPool,
+    client: &ClientId,
+    key: &IdempotencyKey,
+    error: &BodyError,
+) -> Result<Option<Outcome>, ApiError> {
+    let BodyError::Invalid { fingerprint: Some(fingerprint), .. } = error else { return Ok(None) };
+    let stored = db::idempotency::lookup(pool, &[(client, key)]).await?.into_values().next();
+    Ok(stored
+        .filter(|stored| !stored.expired)
+        .map(|stored| stored.judge(Operation::Create, fingerprint, None))
+        .filter(|outcome| matches!(outcome, Outcome::Replayed(_))))
+}
+
 /// Makes everything that the order will write, its answer included.
 fn new_order(
     client: ClientId,
@@ -135,7 +159,6 @@ fn new_order(
         ("location".to_owned(), format!("/orders/{order_id}")),
     ];
     Ok(NewOrder {
-        fingerprint: Fingerprint::create(&request),
         client,
         key,
         request,

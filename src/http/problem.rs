@@ -162,7 +162,7 @@ impl From<ApiError> for Problem {
             }
             ApiError::Key(error) => Self::new(C::IdempotencyKeyInvalid, error.to_string()),
             ApiError::Body(BodyError::Malformed(detail)) => Self::new(C::MalformedJson, detail),
-            ApiError::Body(BodyError::Invalid(errors)) => Self {
+            ApiError::Body(BodyError::Invalid { errors, .. }) => Self {
                 errors,
                 ..Self::new(C::ValidationFailed, "see errors: each names the field and what would be right")
             },

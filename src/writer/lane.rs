@@ -10,6 +10,7 @@ use std::time::Duration;
 use prometheus::Histogram;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -58,6 +59,8 @@ pub(super) struct Lane {
     stragglers: Arc<Semaphore>,
     lookups: JoinSet<()>,
     waits: JoinSet<()>,
+    /// Where look-ups and waits run: not on the lane's own thread.
+    others: Handle,
 }
 
 impl Lane {
@@ -66,6 +69,7 @@ impl Lane {
         settler: Arc<Settler>,
         bell: Bell,
         batch_size: Histogram,
+        others: Handle,
     ) -> Self {
         Self {
             options,
@@ -76,6 +80,7 @@ impl Lane {
             stragglers: Arc::new(Semaphore::new(MAX_STRAGGLERS)),
             lookups: JoinSet::new(),
             waits: JoinSet::new(),
+            others,
         }
     }
 
@@ -117,7 +122,7 @@ impl Lane {
         }
         if !losers.is_empty() {
             let settler = self.settler.clone();
-            self.lookups.spawn(async move { settler.all(losers).await });
+            self.lookups.spawn_on(async move { settler.all(losers).await }, &self.others);
         }
     }
 
@@ -160,10 +165,11 @@ impl Lane {
             Stopped::KeyHeld(sent) => match self.stragglers.clone().try_acquire_owned() {
                 Ok(permit) => {
                     let settler = self.settler.clone();
-                    self.waits.spawn(async move {
+                    let wait = async move {
                         settler.one(job, sent).await;
                         drop(permit);
-                    });
+                    };
+                    self.waits.spawn_on(wait, &self.others);
                 }
                 // Enough others wait: this one has waited as long as the lane does.
                 Err(_) => job.finish(match sent {

@@ -9,10 +9,12 @@ mod settle;
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::{io, thread};
 
 use prometheus::Histogram;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
+use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -94,6 +96,13 @@ pub struct Writer {
 impl Writer {
     /// Starts the tasks of a writer, with room for `queue` orders that wait. `readers` serves
     /// look-ups; waits for locks happen on `waiters`, so that they cannot hold reads up.
+    ///
+    /// The lane has a thread of its own: as a task among the connections' tasks it would get PostgreSQL's
+    /// answer only after all of them had their turn, and with a thousand connections PostgreSQL would
+    /// wait for it (docs/performance.md).
+    ///
+    /// # Errors
+    /// When the system has no more threads or descriptors.
     pub(crate) fn start(
         tasks: &mut JoinSet<&'static str>,
         options: PgConnectOptions,
@@ -101,20 +110,27 @@ impl Writer {
         bell: Bell,
         batch_size: Histogram,
         queue: usize,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let settler = Arc::new(Settler::new(readers, waiters, bell.clone()));
         let (orders, waiting_orders) = mpsc::channel(queue);
         let (cancellations, waiting_cancellations) = mpsc::channel(CANCEL_QUEUE);
-        let lane = lane::Lane::new(options, settler.clone(), bell, batch_size);
+        let lane = lane::Lane::new(options, settler.clone(), bell, batch_size, runtime::Handle::current());
+        let own = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (running, ended) = oneshot::channel::<()>();
+        thread::Builder::new().name("writer".to_owned()).spawn(move || {
+            own.block_on(lane.run(waiting_orders));
+            drop(running);
+        })?;
         tasks.spawn(async move {
-            lane.run(waiting_orders).await;
+            // Nothing is ever sent: it ends when the thread has.
+            let _ = ended.await;
             "writer"
         });
         tasks.spawn(async move {
             cancel::run(settler, waiting_cancellations).await;
             "cancellations"
         });
-        Self { orders, cancellations }
+        Ok(Self { orders, cancellations })
     }
 
     /// Orders that wait to be written.

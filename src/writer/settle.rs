@@ -11,7 +11,7 @@ use super::{Job, KEY_WAIT, Reply, STATEMENT_DEADLINE, Sent, WriteError};
 use crate::bell::Bell;
 use crate::db::idempotency::{self, Stored};
 use crate::db::{self, Failure, create, session};
-use crate::domain::{ClientId, Fingerprint, IdempotencyKey, NewOrder, Operation, Outcome};
+use crate::domain::{ClientId, IdempotencyKey, NewOrder, Operation, Outcome};
 
 /// Each round finds the key taken and then free again, which needs the janitor or a rollback.
 const MAX_ROUNDS: u32 = 8;
@@ -158,6 +158,5 @@ pub(super) fn not_sent(error: sqlx::Error) -> sqlx::Error {
 }
 
 fn judge(order: &NewOrder, stored: Stored) -> Outcome {
-    let fingerprint: &Fingerprint = &order.fingerprint;
-    stored.judge(Operation::Create, fingerprint, Some(order.order_id))
+    stored.judge(Operation::Create, &order.request.fingerprint, Some(order.order_id))
 }
