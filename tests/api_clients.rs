@@ -47,7 +47,10 @@ async fn without_a_valid_key_nothing_is_told_and_nothing_is_written() {
     assert_eq!(missing.header("www-authenticate"), Some(r#"Bearer realm="orders""#));
     let unknown = format!("ordk_{}", "0".repeat(64));
     for token in [unknown.as_str(), "", "ordk_", "nonsense"] {
-        for (method, path) in [(Method::POST, "/orders"), (Method::GET, "/orders")] {
+        let cancel = format!("/orders/{}/cancel", uuid::Uuid::nil());
+        for (method, path) in
+            [(Method::POST, "/orders"), (Method::GET, "/orders"), (Method::POST, cancel.as_str())]
+        {
             let answer = call(&api, token, method, path).await;
             answer.is_problem(401, "unauthorized");
             assert!(answer.header("www-authenticate").unwrap().contains("invalid_token"));
@@ -144,6 +147,35 @@ async fn a_client_that_asks_too_often_gets_429_and_the_refusal_is_not_stored() {
         created = call(&api, &shop, Method::POST, "/orders").await;
     }
     assert_eq!((created.status, created.replayed()), (201, false), "the same key is free");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancel_refused_with_401_or_429_is_not_stored() {
+    let database = Database::create().await;
+    let api = Api::start_with(database.url(), &["--auth", "keys", "--rate-limit", "1,2"]).await;
+    let token = create_key(&database, "shop").await;
+    let order = call(&api, &token, Method::POST, "/orders").await.order_id();
+    let cancel = async |token: &str| {
+        let authorization = format!("Bearer {token}");
+        let headers: [(&str, &[u8]); 2] =
+            [("authorization", authorization.as_bytes()), ("idempotency-key", b"c-1")];
+        api.send(Method::POST, &format!("/orders/{order}/cancel"), &headers, "").await
+    };
+    cancel(&format!("ordk_{}", "0".repeat(64))).await.is_problem(401, "unauthorized");
+    let began = Instant::now();
+    while call(&api, &token, Method::GET, "/orders").await.status != 429 {
+        assert!(began.elapsed() < Duration::from_secs(10), "never refused");
+    }
+    let mut answer = cancel(&token).await;
+    answer.is_problem(429, "rate_limited");
+    assert_eq!(rows(&database.pool().await).await, (1, 1, 1));
+    while answer.status == 429 {
+        assert!(began.elapsed() < Duration::from_secs(20), "never let through again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        answer = cancel(&token).await;
+    }
+    assert_eq!((answer.status, answer.replayed()), (200, false), "the same key is free");
     api.stop().await;
 }
 

@@ -63,6 +63,38 @@ async fn spelling_of_key_and_body_does_not_make_another_request() {
     api.stop().await;
 }
 
+/// The rules become stricter while a client still repeats what it was promised an answer for.
+#[tokio::test]
+async fn a_stored_request_that_is_no_longer_valid_still_replays() {
+    let database = Database::create().await;
+    let api = Api::start(database.url()).await;
+    let pool = database.pool().await;
+    let first = api.create("k-1", r#"{"customerId":42,"amountCents":1}"#).await;
+    // As if an amount of 0 had been accepted then.
+    let body = r#"{"customerId":42,"amountCents":0}"#;
+    let fingerprint = orders::domain::Fingerprint::create(42, 0, "USD", None);
+    sqlx::query("update idempotency_keys set fingerprint = $1")
+        .bind(fingerprint.as_bytes())
+        .execute(&pool)
+        .await
+        .unwrap();
+    let again = api.create("k-1", body).await;
+    assert_eq!((again.status, &again.body, again.replayed()), (201, &first.body, true));
+
+    // Another request, another key, an expired key: judged by the rules alone.
+    for (key, body) in [("k-1", r#"{"customerId":43,"amountCents":0}"#), ("k-2", body)] {
+        let invalid = api.create(key, body).await;
+        invalid.is_problem(422, "validation_failed");
+        assert!(!String::from_utf8_lossy(&invalid.body).contains(&first.order_id()));
+    }
+    pool.execute("update idempotency_keys set created_at = now() - interval '73 h', expires_at = now()")
+        .await
+        .unwrap();
+    api.create("k-1", body).await.is_problem(422, "validation_failed");
+    assert_eq!(rows(&pool).await, (1, 1, 1));
+    api.stop().await;
+}
+
 #[tokio::test]
 async fn a_key_used_for_another_operation_is_reused() {
     let database = Database::create().await;

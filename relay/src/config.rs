@@ -33,6 +33,40 @@ pub enum Command {
         after_help = "Example:\n  relay run publish     only the publisher\n  relay run             publish, notify and mail in one process"
     )]
     Run(Box<RunArgs>),
+    /// Look at the settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a script that completes commands in a shell.
+    #[command(after_help = "Example:\n  relay completions bash > /etc/bash_completion.d/relay")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for every command into a folder.
+    #[command(after_help = "Example:\n  relay man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; it must exist.
+        folder: std::path::PathBuf,
+    },
+}
+
+/// What to do with the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say what `relay run` would use, secrets left out; exit code 2 names what is wrong.
+    #[command(after_help = "Example:\n  relay config check --json")]
+    Check(Box<ConfigCheckArgs>),
+}
+
+/// Settings of `relay config check`.
+#[derive(Debug, Args)]
+pub struct ConfigCheckArgs {
+    /// The settings to look at.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// A stage of the relay.
@@ -51,30 +85,18 @@ pub enum Stage {
 pub struct RunArgs {
     /// Stages to run.
     pub stages: Vec<Stage>,
-    /// PostgreSQL, for example postgres://user:password@host/database.
-    #[arg(long, env, hide_env_values = true)]
-    pub database_url: Secret,
-    /// Kafka bootstrap servers, host:port,host:port.
-    #[arg(long, env, default_value = "127.0.0.1:9092")]
-    pub kafka_brokers: String,
-    /// Topic of the order events.
-    #[arg(long, env, default_value = "orders.events.v1")]
-    pub kafka_topic: String,
-    /// More librdkafka properties, k=v,k=v (TLS, SASL, tuning).
-    #[arg(long, env, default_value = "", hide_env_values = true)]
-    pub kafka_properties: Secret,
-    /// CloudEvents source of every event, a URI-reference. Source and id together are unique.
-    #[arg(long, env, default_value = "/orders")]
-    pub events_source: String,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// The mail server.
+    #[command(flatten)]
+    pub smtp: SmtpArgs,
     /// Consumer group of the notify stage.
     #[arg(long, env, default_value = "orders-notify")]
     pub notify_group: String,
-    /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required.
-    #[arg(long, env, default_value = "smtp://127.0.0.1:1025", hide_env_values = true)]
-    pub smtp_url: Secret,
-    /// Sender of the e-mails.
-    #[arg(long, env, default_value = "Orders <orders@localhost>")]
-    pub mail_from: Mailbox,
     /// Where to serve /healthz and /readyz.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
@@ -88,6 +110,68 @@ pub struct RunArgs {
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// Where PostgreSQL is.
+#[derive(Debug, Args)]
+pub struct DatabaseArgs {
+    /// PostgreSQL, for example postgres://user:password@host/database.
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: Secret,
+}
+
+/// Where Kafka is, and what goes there.
+#[derive(Debug, Args)]
+pub struct KafkaArgs {
+    /// Kafka bootstrap servers, host:port,host:port.
+    #[arg(long, env, default_value = "127.0.0.1:9092")]
+    pub kafka_brokers: String,
+    /// Topic of the order events.
+    #[arg(long, env, default_value = "orders.events.v1")]
+    pub kafka_topic: String,
+    /// More librdkafka properties, k=v,k=v (TLS, SASL, tuning).
+    #[arg(long, env, default_value = "", hide_env_values = true)]
+    pub kafka_properties: Secret,
+    /// CloudEvents source of every event, a URI-reference. Source and id together are unique.
+    #[arg(long, env, default_value = "/orders")]
+    pub events_source: String,
+}
+
+/// Where the mail server is, and who sends.
+#[derive(Debug, Args)]
+pub struct SmtpArgs {
+    /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required.
+    #[arg(long, env, default_value = "smtp://127.0.0.1:1025", hide_env_values = true)]
+    pub smtp_url: Secret,
+    /// Sender of the e-mails.
+    #[arg(long, env, default_value = "Orders <orders@localhost>")]
+    pub mail_from: Mailbox,
+}
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OutputArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who changes something; it is kept with the change.
+#[derive(Clone, Debug, Args)]
+pub struct OperatorArgs {
+    /// Who does it, for the record; the name of the user of this machine when left out.
+    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME")]
+    pub by: Option<String>,
+}
+
+impl OperatorArgs {
+    /// The name for the record.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "who is logged in is no setting")]
+    pub fn name(&self) -> String {
+        let user = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+        self.by.clone().or_else(user).unwrap_or_else(|| "unknown".to_owned())
+    }
 }
 
 /// What to do with an e-mail whose outcome is unknown.
@@ -152,43 +236,61 @@ pub enum InvalidSetting {
     SmtpUrl,
 }
 
-impl RunArgs {
+impl DatabaseArgs {
     /// How to connect. Statements are not logged: they would show addresses.
     ///
     /// # Errors
     /// [`InvalidSetting::DatabaseUrl`]
-    pub fn database(&self) -> Result<PgConnectOptions, InvalidSetting> {
+    pub fn options(&self) -> Result<PgConnectOptions, InvalidSetting> {
         let options: PgConnectOptions =
             self.database_url.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
         Ok(options.application_name("relay").disable_statement_logging())
     }
+}
 
+impl SmtpArgs {
     /// Connections to the mail server.
     ///
     /// # Errors
     /// [`InvalidSetting::SmtpUrl`]
-    pub(crate) fn smtp(&self) -> Result<Smtp, InvalidSetting> {
+    pub(crate) fn connections(&self) -> Result<Smtp, InvalidSetting> {
         Smtp::new(&self.smtp_url.0).map_err(|_| InvalidSetting::SmtpUrl)
     }
+}
 
-    /// The stages to run.
+impl SmtpArgs {
+    /// The server as it may be shown: without user and password.
     #[must_use]
-    pub fn stages(&self) -> Vec<Stage> {
-        let all = Stage::value_variants().iter().copied();
-        all.filter(|stage| self.stages.is_empty() || self.stages.contains(stage)).collect()
+    pub(crate) fn shown(&self) -> String {
+        let url = self.smtp_url.0.as_str();
+        match (url.split_once("://"), url.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, server))) => format!("{scheme}://…@{server}"),
+            _ => url.to_owned(),
+        }
     }
+}
 
+impl KafkaArgs {
     /// Where Kafka is.
     ///
     /// # Errors
     /// [`InvalidSetting::KafkaProperties`]
-    pub(crate) fn kafka(&self) -> Result<kafka::Settings, InvalidSetting> {
+    pub(crate) fn settings(&self) -> Result<kafka::Settings, InvalidSetting> {
         Ok(kafka::Settings {
             brokers: self.kafka_brokers.clone(),
             topic: self.kafka_topic.clone(),
             source: self.events_source.clone(),
             properties: self.kafka_properties.0.parse().map_err(InvalidSetting::KafkaProperties)?,
         })
+    }
+}
+
+impl RunArgs {
+    /// The stages to run.
+    #[must_use]
+    pub fn stages(&self) -> Vec<Stage> {
+        let all = Stage::value_variants().iter().copied();
+        all.filter(|stage| self.stages.is_empty() || self.stages.contains(stage)).collect()
     }
 
     /// Time to live of the publisher's lease.

@@ -47,6 +47,13 @@ impl fmt::Debug for Properties {
     }
 }
 
+impl Properties {
+    /// The names alone.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.0.iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
 impl FromStr for Properties {
     type Err = String;
 

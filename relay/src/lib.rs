@@ -5,6 +5,7 @@
 
 mod backoff;
 mod bell;
+pub mod commands;
 pub mod config;
 mod db;
 mod health;
@@ -53,7 +54,8 @@ pub enum RunError {
 /// [`RunError`] when a stage cannot start or ends without being asked to.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunError> {
     let health = Health::default();
-    let (database, kafka, smtp) = (args.database()?, args.kafka()?, args.smtp()?);
+    let (database, kafka, smtp) =
+        (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
     let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
     let listener = TcpListener::bind(args.relay_listen)
         .await
@@ -83,7 +85,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     pool: db::pool(database.clone(), 2),
                     kafka: kafka.clone(),
                     group: args.notify_group.clone(),
-                    mail_domain: args.mail_from.email.domain().to_owned(),
+                    mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
                 };
                 tasks.spawn(async move {
@@ -95,7 +97,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                 let mailer = Mailer {
                     pool: db::pool(database.clone(), 10),
                     smtp: smtp.clone(),
-                    from: args.mail_from.clone(),
+                    from: args.smtp.mail_from.clone(),
                     holder: holder.clone(),
                     on_unknown: args.mail_on_unknown,
                     health: health.stage("mail"),

@@ -1,16 +1,19 @@
-//! The `relay` binary: reads its settings, starts logging, and runs the stages.
+//! The `relay` binary: reads its settings, then runs the stages or an operator's command.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use relay::config::{Cli, Command};
-use relay::{RunError, telemetry};
+use relay::{RunError, commands, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { command: Command::Run(args) } = Cli::parse();
+    let args = match Cli::parse().command {
+        Command::Run(args) => args,
+        command => return commands::exit_code(commands::run(command).await),
+    };
     if let Err(error) = telemetry::init(&args.log) {
         eprintln!("error: RUST_LOG: {error}");
         return ExitCode::from(2);

@@ -1,5 +1,6 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
+pub(crate) mod changes;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;

@@ -1,0 +1,47 @@
+//! `relay config check`
+
+use super::{CommandError, Ended, print, print_json};
+use crate::config::ConfigCheckArgs;
+
+/// Reads every setting as `relay run` would, and says what it would use.
+pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
+    let run = &args.run;
+    let database = run.database.options()?;
+    let kafka = run.kafka.settings()?;
+    run.smtp.connections()?;
+    let stages: Vec<String> = run.stages().iter().map(|stage| format!("{stage:?}").to_lowercase()).collect();
+    let settings = [
+        ("stages", stages.join(" ")),
+        (
+            "DATABASE_URL",
+            format!(
+                "{}:{}/{}",
+                database.get_host(),
+                database.get_port(),
+                database.get_database().unwrap_or(database.get_username())
+            ),
+        ),
+        ("KAFKA_BROKERS", kafka.brokers.clone()),
+        ("KAFKA_TOPIC", kafka.topic.clone()),
+        ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),
+        ("EVENTS_SOURCE", kafka.source.clone()),
+        ("NOTIFY_GROUP", run.notify_group.clone()),
+        ("SMTP_URL", run.smtp.shown()),
+        ("MAIL_FROM", run.smtp.mail_from.to_string()),
+        ("MAIL_ON_UNKNOWN", format!("{:?}", run.mail_on_unknown).to_lowercase()),
+        ("RELAY_LISTEN", run.relay_listen.to_string()),
+        ("RELAY_LEASE_SECONDS", run.relay_lease_seconds.to_string()),
+        ("RUST_LOG", run.log.log.clone()),
+        ("LOG_FORMAT", format!("{:?}", run.log.log_format).to_lowercase()),
+    ];
+    if args.output.json {
+        let object: serde_json::Map<_, _> =
+            settings.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        print_json(&object)?;
+    } else {
+        let lines: Vec<String> =
+            settings.iter().map(|(name, value)| format!("{name:<20} {value}\n")).collect();
+        print(&lines.concat())?;
+    }
+    Ok(Ended::Done)
+}
