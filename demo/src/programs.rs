@@ -18,6 +18,7 @@ const SETTINGS: &[&str] = &[
     "SMTP_URL",
     "MAIL_FROM",
     "RELAY_LISTEN",
+    "RELAY_SINK",
     "MAIL_ON_UNKNOWN",
     "RUST_LOG",
     "LOG_FORMAT",

@@ -11,6 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::kafka;
 use crate::mail::Smtp;
+use crate::sink::SinkName;
 
 /// Publishes the outbox to Kafka and sends the notifications.
 #[derive(Debug, Parser)]
@@ -88,6 +89,9 @@ pub struct RunArgs {
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,
+    /// The sink.
+    #[command(flatten)]
+    pub sink: SinkArgs,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
@@ -118,6 +122,15 @@ pub struct DatabaseArgs {
     /// PostgreSQL, for example postgres://user:password@host/database.
     #[arg(long, env, hide_env_values = true)]
     pub database_url: Secret,
+}
+
+/// Which sink is meant.
+#[derive(Clone, Debug, Args)]
+pub struct SinkArgs {
+    /// The sink: the name under which lease, progress and dead letters are kept. Each outbox table
+    /// has its own.
+    #[arg(long = "sink", env = "RELAY_SINK", default_value = "kafka", value_name = "NAME")]
+    pub relay_sink: SinkName,
 }
 
 /// Where Kafka is, and what goes there.

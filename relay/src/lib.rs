@@ -13,6 +13,7 @@ mod kafka;
 mod mail;
 mod notify;
 mod publish;
+pub mod sink;
 pub mod telemetry;
 
 use std::io;
@@ -69,6 +70,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             Stage::Publish => {
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
+                    sink: args.sink.relay_sink.clone(),
                     kafka: kafka.clone(),
                     limits: Limits::default(),
                     lease: args.lease(),

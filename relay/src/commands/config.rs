@@ -21,6 +21,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
                 database.get_database().unwrap_or(database.get_username())
             ),
         ),
+        ("RELAY_SINK", run.sink.relay_sink.to_string()),
         ("KAFKA_BROKERS", kafka.brokers.clone()),
         ("KAFKA_TOPIC", kafka.topic.clone()),
         ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),

@@ -11,9 +11,7 @@ use uuid::Uuid;
 
 use crate::publish::core::Checkpoint;
 use crate::publish::frontier::Numbers;
-
-/// The sink that publishes to Kafka.
-pub(crate) const SINK: &str = "kafka";
+use crate::sink::SinkName;
 
 /// One term of one holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +40,13 @@ pub(crate) enum Fenced {
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
-pub(crate) async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Result<Acquired, sqlx::Error> {
-    sqlx::query!("insert into relay_sinks (sink) values ($1) on conflict do nothing", SINK)
+pub(crate) async fn acquire(
+    pool: &PgPool,
+    sink: &SinkName,
+    holder: &str,
+    ttl: Duration,
+) -> Result<Acquired, sqlx::Error> {
+    sqlx::query!("insert into relay_sinks (sink) values ($1) on conflict do nothing", sink.as_str())
         .execute(pool)
         .await?;
     let epoch = sqlx::query_scalar!(
@@ -53,7 +56,7 @@ pub(crate) async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Resul
         where sink = $1 and (lease_until is null or lease_until <= clock_timestamp())
         returning epoch
         "#,
-        SINK,
+        sink.as_str(),
         holder,
         ttl.as_secs_f64(),
     )
@@ -67,7 +70,7 @@ pub(crate) async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Resul
         select greatest(extract(epoch from lease_until - clock_timestamp()), 0)::float8
         from relay_sinks where sink = $1
         "#,
-        SINK,
+        sink.as_str(),
     )
     .fetch_optional(pool)
     .await?;
@@ -78,11 +81,16 @@ pub(crate) async fn acquire(pool: &PgPool, holder: &str, ttl: Duration) -> Resul
 ///
 /// # Errors
 /// Whatever the database says; the renewal can be repeated.
-pub(crate) async fn renew(pool: &PgPool, epoch: Epoch, ttl: Duration) -> Result<Fenced, sqlx::Error> {
+pub(crate) async fn renew(
+    pool: &PgPool,
+    sink: &SinkName,
+    epoch: Epoch,
+    ttl: Duration,
+) -> Result<Fenced, sqlx::Error> {
     let done = sqlx::query!(
         "update relay_sinks set lease_until = clock_timestamp() + make_interval(secs => $3)
          where sink = $1 and epoch = $2 and holder is not null",
-        SINK,
+        sink.as_str(),
         epoch.0,
         ttl.as_secs_f64(),
     )
@@ -95,10 +103,10 @@ pub(crate) async fn renew(pool: &PgPool, epoch: Epoch, ttl: Duration) -> Result<
 ///
 /// # Errors
 /// Whatever the database says; the lease then ends by itself.
-pub(crate) async fn release(pool: &PgPool, epoch: Epoch) -> Result<(), sqlx::Error> {
+pub(crate) async fn release(pool: &PgPool, sink: &SinkName, epoch: Epoch) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "update relay_sinks set holder = null, lease_until = null where sink = $1 and epoch = $2",
-        SINK,
+        sink.as_str(),
         epoch.0,
     )
     .execute(pool)
@@ -110,13 +118,13 @@ pub(crate) async fn release(pool: &PgPool, epoch: Epoch) -> Result<(), sqlx::Err
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn published(pool: &PgPool) -> Result<Numbers, sqlx::Error> {
+pub(crate) async fn published(pool: &PgPool, sink: &SinkName) -> Result<Numbers, sqlx::Error> {
     let ranges = sqlx::query!(
         r#"
         select lower(range) as "from!", upper(range) - 1 as "to!"
         from relay_sinks, unnest(published) as range where sink = $1
         "#,
-        SINK,
+        sink.as_str(),
     )
     .fetch_all(pool)
     .await?;
@@ -127,10 +135,11 @@ pub(crate) async fn published(pool: &PgPool) -> Result<Numbers, sqlx::Error> {
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn parked_orders(pool: &PgPool) -> Result<HashSet<Uuid>, sqlx::Error> {
-    let orders = sqlx::query_scalar!("select distinct aggregate_id from relay_dead where sink = $1", SINK)
-        .fetch_all(pool)
-        .await?;
+pub(crate) async fn parked_orders(pool: &PgPool, sink: &SinkName) -> Result<HashSet<Uuid>, sqlx::Error> {
+    let orders =
+        sqlx::query_scalar!("select distinct aggregate_id from relay_dead where sink = $1", sink.as_str())
+            .fetch_all(pool)
+            .await?;
     Ok(orders.into_iter().collect())
 }
 
@@ -142,6 +151,7 @@ pub(crate) async fn parked_orders(pool: &PgPool) -> Result<HashSet<Uuid>, sqlx::
 /// Whatever the database says; the checkpoint can be repeated.
 pub(crate) async fn checkpoint(
     pool: &PgPool,
+    sink: &SinkName,
     epoch: Epoch,
     ttl: Duration,
     checkpoint: &Checkpoint,
@@ -170,7 +180,7 @@ pub(crate) async fn checkpoint(
         )
         select count(*) as "held!" from held
         "#,
-        SINK,
+        sink.as_str(),
         epoch.0,
         &from,
         &to,

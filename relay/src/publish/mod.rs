@@ -1,8 +1,7 @@
 //! The `publish` stage: moves rows of the outbox to Kafka. It knows nothing of orders.
 //!
 //! The decisions are made by [`core`], which does no I/O; this file is the thin shell around it
-//! that reads, sends and checkpoints. One publisher is active per database, by a lease; others
-//! stand by.
+//! that reads, sends and checkpoints. One publisher is active per sink, by a lease; others stand by.
 
 pub(crate) mod core;
 pub(crate) mod frontier;
@@ -30,6 +29,7 @@ use crate::db::lease::{self, Acquired, Epoch, Fenced};
 use crate::db::outbox;
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
+use crate::sink::SinkName;
 
 /// How often the lease is prolonged.
 const RENEW: Duration = Duration::from_secs(1);
@@ -45,6 +45,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 pub(crate) struct Publisher {
     /// Its connections.
     pub pool: PgPool,
+    /// Under what name it publishes.
+    pub sink: SinkName,
     /// Where to publish.
     pub kafka: kafka::Settings,
     /// Bounds of memory and pace.
@@ -127,11 +129,11 @@ impl Publisher {
         bell: &Bell,
         shutdown: &CancellationToken,
     ) -> Result<Outcome, PublishError> {
-        let epoch = match lease::acquire(&self.pool, &self.holder, self.lease).await? {
+        let epoch = match lease::acquire(&self.pool, &self.sink, &self.holder, self.lease).await? {
             Acquired::Standby(left) => return Ok(Outcome::Standby(left)),
             Acquired::Leader(epoch) => epoch,
         };
-        tracing::info!(relay.holder = self.holder, "publishing");
+        tracing::info!(relay.sink = %self.sink, relay.holder = self.holder, "publishing");
         let mut backoff = Backoff::for_outage();
         loop {
             match self.lead(epoch, bell, shutdown).await? {
@@ -151,7 +153,7 @@ impl Publisher {
     }
 
     async fn give_up(&self, epoch: Epoch) -> Result<(), sqlx::Error> {
-        lease::release(&self.pool, epoch).await?;
+        lease::release(&self.pool, &self.sink, epoch).await?;
         bell::ring(&self.pool, bell::LEASE).await
     }
 
@@ -162,8 +164,8 @@ impl Publisher {
         bell: &Bell,
         shutdown: &CancellationToken,
     ) -> Result<Ended, PublishError> {
-        let settled = lease::published(&self.pool).await?;
-        let parked = lease::parked_orders(&self.pool).await?;
+        let settled = lease::published(&self.pool, &self.sink).await?;
+        let parked = lease::parked_orders(&self.pool, &self.sink).await?;
         let core = Core::new(self.limits.clone(), &settled, parked);
         let (mut producer, answers) = Producer::new(self.kafka.clone())?;
         let ended = Term::new(self, epoch, core, answers).run(&mut producer, bell, shutdown).await;
@@ -325,16 +327,20 @@ impl<'a> Term<'a> {
         for event in &checkpoint.parked {
             tracing::error!(outbox.seq = event.seq, reason = event.refusal.as_deref(), "event parked");
         }
-        let (epoch, ttl, checkpoint) = (self.epoch, self.publisher.lease, Arc::new(checkpoint));
+        let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
+        let checkpoint = Arc::new(checkpoint);
         self.database("checkpointing", move |pool| {
             let checkpoint = Arc::clone(&checkpoint);
-            async move { lease::checkpoint(&pool, epoch, ttl, &checkpoint).await }
+            async move { lease::checkpoint(&pool, sink, epoch, ttl, &checkpoint).await }
         })
     }
 
     fn renew(&self) -> BoxFuture<'a, Fenced> {
-        let (epoch, ttl) = (self.epoch, self.publisher.lease);
-        self.database("renewing the lease", move |pool| async move { lease::renew(&pool, epoch, ttl).await })
+        let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
+        self.database(
+            "renewing the lease",
+            move |pool| async move { lease::renew(&pool, sink, epoch, ttl).await },
+        )
     }
 
     /// Does something on the database, and again until the database has answered: everything the
