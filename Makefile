@@ -1,7 +1,14 @@
 # SQL is checked against the committed metadata: a build needs no database.
 export SQLX_OFFLINE := true
 
-.PHONY: help install demo test bench check fmt compose-check sqlx
+# What cargo-fuzz asks of the compiler, but for its sanitizer, which needs a nightly one. A target is named
+# so that build scripts are left out of it.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares
+
+.PHONY: help install demo test bench check fmt fuzz compose-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +35,15 @@ check: install ## Format, lints and documentation, warnings denied
 
 fmt: ## Format the code
 	cargo fmt --all
+
+fuzz: ## Let a fuzzer try the parsers of keys and bodies, for FUZZ_SECONDS each
+	@demo/install fuzz
+	cd fuzz && CARGO_TARGET_DIR=../target/fuzz RUSTFLAGS='$(SANCOV)' cargo build --locked --bins --target $(HOST)
+	for target in body idempotency_key; do \
+	  mkdir -p target/fuzz/corpus/$$target && \
+	  target/fuzz/$(HOST)/debug/$$target -max_total_time=$${FUZZ_SECONDS:-60} -print_final_stats=1 \
+	    -artifact_prefix=target/fuzz/ target/fuzz/corpus/$$target || exit 1; \
+	done
 
 compose-check: ## Read docker-compose.yml with the parser of Docker Compose
 	@if command -v go >/dev/null; then cd demo/compose-check && go vet . && go run . ../../docker-compose.yml; \
