@@ -15,11 +15,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
-/// `child PID SIGNAL`, `gone PID`, `dir PATH`, `keep`, one a line; the end of the file is the end
+/// `child PID SIGNAL`, `gone PID`, `mount PATH`, `dir PATH`, `keep`, one a line; the end of the file is the end
 /// of the guarded process. Children lead process groups of their own, so their children go too.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 children=
+mounts=
 dirs=
 newline='
 '
@@ -33,6 +34,7 @@ while IFS= read -r line; do
         [ "${child%%:*}" = "${line#gone }" ] || left="$left $child"
       done
       children=$left ;;
+    'mount '*) mounts="$mounts${line#mount }$newline" ;;
     'dir '*) dirs="$dirs${line#dir }$newline" ;;
     keep) dirs= ;;
   esac
@@ -48,6 +50,7 @@ while [ "$wait" -lt 30 ]; do
 done
 for child in $children; do kill -s KILL -- "-${child%%:*}" 2>/dev/null; done
 IFS=$newline
+for mount in $mounts; do umount -l -- "$mount" 2>/dev/null; done
 for dir in $dirs; do rm -rf -- "$dir"; done
 "#;
 
@@ -110,6 +113,11 @@ pub fn signal_group(leader: u32, signal: &str) -> io::Result<()> {
     // The shell's own `kill`: the program of that name is not on every machine.
     let group = format!("-{leader}");
     Command::new("sh").args(["-c", "kill -s \"$1\" -- \"$2\"", "sh", signal, &group]).status().map(drop)
+}
+
+/// Has what is mounted at `directory` unmounted when this process ends.
+pub(crate) fn unmount_at_end(directory: &Path) -> io::Result<()> {
+    with(|guard| writeln!(guard.pipe, "mount {}", directory.display()))
 }
 
 /// Has `directory` removed when this process ends.

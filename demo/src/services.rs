@@ -1,5 +1,6 @@
 //! Real servers of our own: PostgreSQL and Kafka, each in a directory of the run, on free ports.
 
+mod disk;
 mod distribution;
 mod kafka;
 mod postgres;
@@ -7,6 +8,7 @@ mod postgres;
 use std::io;
 use std::net::TcpListener;
 
+pub use disk::Disk;
 pub use kafka::{Kafka, MockKafka, java_is_there};
 pub use postgres::Postgres;
 
@@ -58,6 +60,15 @@ impl ServiceError {
     fn process(service: &'static str) -> impl FnOnce(ProcessError) -> Self {
         move |source| Self::Process { service, source }
     }
+}
+
+/// What a server of our own has beside the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras<'a> {
+    /// More settings, as its configuration file calls them.
+    pub settings: &'a [(&'a str, &'a str)],
+    /// Where its data lies; in the directory of the run when there is none.
+    pub disk: Option<&'a Disk>,
 }
 
 /// How often a start is tried again on other ports: another program may take a free port between

@@ -36,7 +36,15 @@ impl Database {
     /// # Panics
     /// When the server cannot be reached.
     pub async fn create() -> Self {
-        let server: PgConnectOptions = shared(DATABASE_SERVER).parse().expect("a PostgreSQL URL");
+        Self::create_on(&shared(DATABASE_SERVER)).await
+    }
+
+    /// The same on the server that `url` names.
+    ///
+    /// # Panics
+    /// When the server cannot be reached.
+    pub async fn create_on(url: &str) -> Self {
+        let server: PgConnectOptions = url.parse().expect("a PostgreSQL URL");
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut admin = server.connect().await.expect("PostgreSQL answers");
         admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("database created");
@@ -73,10 +81,17 @@ impl Topic {
     /// # Panics
     /// When Kafka cannot be reached.
     pub async fn create(partitions: i32) -> Self {
-        let brokers = shared(KAFKA_BROKERS);
+        Self::create_on(&shared(KAFKA_BROKERS), partitions, &[]).await
+    }
+
+    /// The same on other brokers, with settings of its own.
+    ///
+    /// # Panics
+    /// When Kafka cannot be reached.
+    pub async fn create_on(brokers: &str, partitions: i32, settings: &[(&str, &str)]) -> Self {
         let name = format!("test_{}", Uuid::now_v7().simple());
-        topic::create(&brokers, &name, partitions).await.expect("topic created");
-        Self { name, brokers }
+        topic::create_with(brokers, &name, partitions, settings).await.expect("topic created");
+        Self { name, brokers: brokers.to_owned() }
     }
 
     /// What goes into `KAFKA_TOPIC`.

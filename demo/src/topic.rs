@@ -107,10 +107,26 @@ fn config(brokers: &str) -> ClientConfig {
 /// # Errors
 /// [`TopicError::Kafka`] when the broker does not answer or refuses.
 pub async fn create(brokers: &str, topic: &str, partitions: i32) -> Result<(), TopicError> {
+    create_with(brokers, topic, partitions, &[]).await
+}
+
+/// The same with settings of the topic.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_with(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    settings: &[(&str, &str)],
+) -> Result<(), TopicError> {
     let what = || format!("topic {topic}");
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().map_err(refused(brokers, what()))?;
-    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    for (name, value) in settings {
+        new = new.set(name, value);
+    }
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
     let results = admin.create_topics([&new], &options).await.map_err(refused(brokers, what()))?;
     for (_, code) in results.into_iter().filter_map(Result::err) {

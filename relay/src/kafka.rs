@@ -109,9 +109,10 @@ impl Settings {
             .set("compression.type", "lz4")
             // Under load batches fill while requests are under way; idle, nothing waits.
             .set("linger.ms", "0")
-            // Above what the publisher ever hands over, so the queue is never full.
+            // Above what the publisher ever hands over (`core::Limits`), so the queue is never full;
+            // one more bound on memory all the same.
             .set("queue.buffering.max.messages", "100000")
-            .set("queue.buffering.max.kbytes", "262144");
+            .set("queue.buffering.max.kbytes", "98304");
         for (key, value) in self.client().config_map() {
             config.set(key, value);
         }
@@ -141,8 +142,14 @@ pub(crate) enum Answer {
 
 impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
+        let words = format!("{error}: {reason}");
+        let answer = match verdict(&error) {
+            // Events that are with the producer may never be answered now.
+            Verdict::Fatal => Answer::Event(Input::BeyondUse(words)),
+            Verdict::Transient | Verdict::Permanent => Answer::Trouble(words),
+        };
         // The receiver is gone only when the producer is being thrown away.
-        let _ = self.answers.send(Answer::Trouble(format!("{error}: {reason}")));
+        let _ = self.answers.send(answer);
     }
 }
 
@@ -163,19 +170,73 @@ fn refused(seq: i64, error: &KafkaError, bytes: usize) -> Input {
     Input::Refused { seq, verdict: verdict(error), detail: format!("{error} ({bytes} bytes)") }
 }
 
-/// Whether a refusal will pass. Exhaustive by its last arm: what is not known to be for good is
-/// transient, because waiting loses nothing.
+/// Whether a refusal will pass. docs/relay.md shows the same as a table, and a test compares them.
+///
+/// For good is only what the broker says of the event itself, so that the same event could not be
+/// taken tomorrow. Everything else is a state of Kafka, of the network, of somebody's rights or of
+/// a clock: it is waited for, and health says so, because waiting loses nothing. That holds for
+/// codes that a producer never hears, and for those that a later librdkafka may add.
 #[must_use]
 pub(crate) fn verdict(error: &KafkaError) -> Verdict {
     use RDKafkaErrorCode as Code;
-    match error.rdkafka_error_code() {
-        Some(Code::Fatal) => Verdict::Fatal,
-        Some(
-            Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp,
-        ) => Verdict::Permanent,
+    let Some(code) = error.rdkafka_error_code() else { return Verdict::Transient };
+    match code {
+        // Too large, by librdkafka's own `message.max.bytes` or by the topic's; not a valid record.
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord => Verdict::Permanent,
+        Code::Fatal => Verdict::Fatal,
+        // Unreachable, restarting, or electing a leader.
+        Code::BrokerTransportFailure
+        | Code::AllBrokersDown
+        | Code::Resolve
+        | Code::NetworkException
+        | Code::BrokerNotAvailable
+        | Code::LeaderNotAvailable
+        | Code::NotLeaderForPartition
+        | Code::ReplicaNotAvailable
+        | Code::FencedLeaderEpoch
+        | Code::UnknownLeaderEpoch
+        | Code::KafkaStorageError => Verdict::Transient,
+        // No acknowledgement from all in-sync replicas in time, or too few of them.
+        Code::RequestTimedOut
+        | Code::OperationTimedOut
+        | Code::MessageTimedOut
+        | Code::TimedOutQueue
+        | Code::ISRInsufficient
+        | Code::NotEnoughReplicas
+        | Code::NotEnoughReplicasAfterAppend => Verdict::Transient,
+        // The topic is not there, or not yet known everywhere.
+        Code::UnknownTopicOrPartition
+        | Code::UnknownTopic
+        | Code::UnknownPartition
+        | Code::UnknownTopicId
+        | Code::InvalidTopic => Verdict::Transient,
+        // Rights, credentials and certificates.
+        Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
+        | Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::SSL => Verdict::Transient,
+        // The record's time is this machine's clock at the moment of sending, nothing of the event.
+        Code::InvalidTimestamp => Verdict::Transient,
+        // Settings of topic and producer that do not fit each other, whatever the event.
+        Code::UnsupportedForMessageFormat
+        | Code::UnsupportedCompressionType
+        | Code::UnsupportedVersion
+        | Code::InvalidRequiredAcks
+        | Code::InvalidConfig
+        | Code::PolicyViolation => Verdict::Transient,
+        // A batch that was damaged on its way, and the idempotent producer's own bookkeeping.
+        Code::InvalidMessage
+        | Code::OutOfOrderSequenceNumber
+        | Code::DuplicateSequenceNumber
+        | Code::InvalidProducerEpoch
+        | Code::UnknownProducerId
+        | Code::InvalidProducerIdMapping => Verdict::Transient,
+        // Too much at once, or thrown away by a producer that is being replaced.
+        Code::QueueFull | Code::ThrottlingQuotaExceeded | Code::PurgeQueue | Code::PurgeInflight => {
+            Verdict::Transient
+        }
         _ => Verdict::Transient,
     }
 }
@@ -256,7 +317,17 @@ fn attributes(row: &Row, source: &str) -> Attributes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::publish::row::testing::row;
 
     #[test]
     fn a_property_that_would_undo_a_guarantee_is_refused_and_says_why() {
@@ -272,19 +343,114 @@ mod tests {
         assert!("linger.ms=5, security.protocol=ssl".parse::<Properties>().is_ok());
     }
 
-    #[test]
-    fn only_what_is_known_to_be_for_good_is_permanent() {
-        let verdict = |code| super::verdict(&KafkaError::MessageProduction(code));
-        assert_eq!(verdict(RDKafkaErrorCode::MessageSizeTooLarge), Verdict::Permanent);
-        assert_eq!(verdict(RDKafkaErrorCode::Fatal), Verdict::Fatal);
-        for passing in [
-            RDKafkaErrorCode::UnknownTopicOrPartition,
-            RDKafkaErrorCode::TopicAuthorizationFailed,
-            RDKafkaErrorCode::NotEnoughReplicas,
-            RDKafkaErrorCode::QueueFull,
-            RDKafkaErrorCode::Unknown,
-        ] {
-            assert_eq!(verdict(passing), Verdict::Transient, "{passing:?}");
+    /// Every code that librdkafka has.
+    fn codes() -> impl Iterator<Item = RDKafkaErrorCode> {
+        (-200..=200).filter_map(|number| RDKafkaRespErr::try_from(number).ok()).map(RDKafkaErrorCode::from)
+    }
+
+    /// The codes and verdicts of the table in the documentation.
+    fn documented() -> BTreeMap<String, String> {
+        let page = include_str!("../../docs/relay.md");
+        let (_, section) = page.split_once("## What a refusal means").expect("the section");
+        let mut table = BTreeMap::new();
+        for row in
+            section.lines().skip_while(|l| !l.starts_with('|')).skip(2).take_while(|l| l.starts_with('|'))
+        {
+            let [_, _, codes, verdict, ..] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
+                panic!("{row}")
+            };
+            for code in codes.split(',').map(|code| code.trim().trim_matches('`')) {
+                let before = table.insert(code.to_owned(), verdict.to_owned());
+                assert_eq!(before, None, "{code} stands twice in the table");
+            }
         }
+        table
+    }
+
+    #[test]
+    fn the_documentation_says_of_every_code_what_the_function_says() {
+        let mut table = documented();
+        let rest = table.remove("every other").expect("a row for every other code");
+        let mut known = 0;
+        for code in codes() {
+            let verdict = super::verdict(&KafkaError::MessageProduction(code));
+            let told = table.remove(&format!("{code:?}")).unwrap_or_else(|| rest.clone());
+            assert_eq!(told, format!("{verdict:?}").to_lowercase(), "{code:?}");
+            known += 1;
+        }
+        assert!(known > 150, "{known} codes");
+        assert!(table.is_empty(), "no codes of librdkafka: {table:?}");
+    }
+
+    /// What the publisher hears of one event when the broker answers as told. librdkafka repeats by
+    /// itself what it takes for passing; `answers` are used up by that.
+    async fn heard_when_the_broker_says(answers: &[RDKafkaRespErr]) -> Input {
+        let cluster = MockCluster::<DefaultProducerContext>::new(1).expect("a mock cluster");
+        cluster.create_topic("orders", 1, 1).expect("a topic");
+        cluster.request_errors(RDKafkaApiKey::Produce, answers);
+        let settings = Settings {
+            brokers: cluster.bootstrap_servers(),
+            topic: "orders".into(),
+            source: "/orders".into(),
+            properties: "retry.backoff.ms=1,retry.backoff.max.ms=10".parse().expect("properties"),
+        };
+        let (mut producer, mut heard) = Producer::new(settings).expect("a producer");
+        producer.send(&Due { row: Arc::new(row(7, Uuid::from_u128(1))), alone: false });
+        let input = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                match heard.recv().await.expect("the producer is there") {
+                    Answer::Event(input) => return input,
+                    Answer::Trouble(_) => {}
+                }
+            }
+        });
+        let input = input.await.expect("an answer");
+        tokio::task::spawn_blocking(move || producer.discard()).await.expect("closed");
+        input
+    }
+
+    #[tokio::test]
+    async fn what_a_broker_says_arrives_as_the_verdict_of_the_table() {
+        use RDKafkaRespErr as Said;
+        for (said, verdict) in [
+            (Said::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, Verdict::Permanent),
+            (Said::RD_KAFKA_RESP_ERR_INVALID_RECORD, Verdict::Permanent),
+            (Said::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Verdict::Transient),
+            (Said::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, Verdict::Transient),
+            (Said::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Verdict::Transient),
+            (Said::RD_KAFKA_RESP_ERR_UNSUPPORTED_COMPRESSION_TYPE, Verdict::Transient),
+        ] {
+            let heard = heard_when_the_broker_says(&[said]).await;
+            assert!(
+                matches!(&heard, Input::Refused { seq: 7, verdict: heard, .. } if *heard == verdict),
+                "{said:?}: {heard:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_a_new_leader_and_late_acknowledgements_pass_without_a_refusal() {
+        use RDKafkaRespErr as Said;
+        let heard = heard_when_the_broker_says(&[
+            Said::RD_KAFKA_RESP_ERR__TRANSPORT,
+            Said::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+            Said::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+            Said::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+            Said::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+            Said::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        ])
+        .await;
+        assert!(matches!(heard, Input::Acknowledged(7)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn a_fatal_error_of_the_producer_is_heard_as_one() {
+        let heard =
+            heard_when_the_broker_says(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING])
+                .await;
+        assert!(
+            matches!(heard, Input::BeyondUse(_) | Input::Refused { verdict: Verdict::Fatal, .. }),
+            "{heard:?}"
+        );
     }
 }

@@ -14,7 +14,7 @@ use rdkafka::producer::DefaultProducerContext;
 use uuid::Uuid;
 
 use super::distribution::Distribution;
-use super::{STARTS, ServiceError, free_port};
+use super::{Disk, Extras, STARTS, ServiceError, free_port};
 use crate::guard;
 use crate::process::{Process, Spec};
 
@@ -26,6 +26,7 @@ const STOP: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Kafka {
     directory: PathBuf,
+    classpath: String,
     port: u16,
     spec: Spec,
     process: Process,
@@ -37,6 +38,14 @@ impl Kafka {
     /// # Errors
     /// When it cannot be fetched or does not start; the end of its log is shown.
     pub async fn start() -> Result<Self, ServiceError> {
+        Self::start_with(Extras::default()).await
+    }
+
+    /// The same with more settings, or on a disk of its own.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub async fn start_with(extras: Extras<'_>) -> Result<Self, ServiceError> {
         let io_failed = |source| ServiceError::Io { service: NAME, source };
         let classpath = format!("{}/*", Distribution::kafka().unpacked().await?.display());
         let mut tries = 0;
@@ -46,14 +55,18 @@ impl Kafka {
             let port = free_port().map_err(io_failed)?;
             let controller = free_port().map_err(io_failed)?;
             let properties = directory.join("server.properties");
-            fs::write(&properties, server_properties(port, controller, &directory.join("data")))
-                .map_err(io_failed)?;
+            let data = extras.disk.map_or(directory.as_path(), Disk::path).join(format!("data-{tries}"));
+            let mut text = server_properties(port, controller, &data);
+            for (name, value) in extras.settings {
+                text += &format!("{name}={value}\n");
+            }
+            fs::write(&properties, text).map_err(io_failed)?;
             format(&classpath, &properties, directory.join("format.log")).await?;
             let spec = java("kafka", &["-Xmx512m", "-Xms256m"], &classpath, directory.join("log"))
                 .args(["kafka.Kafka"])
                 .args([&properties]);
             let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
-            let mut broker = Self { directory, port, spec, process };
+            let mut broker = Self { directory, classpath: classpath.clone(), port, spec, process };
             match broker.answers().await {
                 Ok(()) => return Ok(broker),
                 Err(error) if tries == STARTS => return Err(error),
@@ -97,6 +110,23 @@ impl Kafka {
         self.kill()?;
         self.process = Process::spawn(&self.spec).map_err(ServiceError::process(NAME))?;
         self.answers().await
+    }
+
+    /// Adds or removes access rules on a topic, in the words of Kafka's own `kafka-acls` command:
+    /// `["--add", "--deny-principal", "User:ANONYMOUS", "--operation", "Write"]`.
+    ///
+    /// # Errors
+    /// When the broker has no authorizer, or refuses.
+    pub async fn rights(&self, topic: &str, rule: &[&str]) -> Result<(), ServiceError> {
+        let command = java(
+            "kafka-acls",
+            &["-XX:TieredStopAtLevel=1"],
+            &self.classpath,
+            self.directory.join("acls.log"),
+        )
+        .args(["kafka.admin.AclCommand", "--bootstrap-server", &self.brokers(), "--topic", topic])
+        .args(rule);
+        Process::run(&command, START).await.map_err(ServiceError::process(NAME))
     }
 
     async fn answers(&mut self) -> Result<(), ServiceError> {

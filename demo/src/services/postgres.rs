@@ -9,7 +9,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use super::distribution::Distribution;
-use super::{STARTS, ServiceError, free_port};
+use super::{Disk, Extras, STARTS, ServiceError, free_port};
 use crate::guard;
 use crate::process::{Process, Spec};
 
@@ -34,6 +34,14 @@ impl Postgres {
     /// # Errors
     /// When it cannot be fetched or does not start; the end of its log is shown.
     pub async fn start() -> Result<Self, ServiceError> {
+        Self::start_with(Extras::default()).await
+    }
+
+    /// The same with more settings, or on a disk of its own.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub async fn start_with(extras: Extras<'_>) -> Result<Self, ServiceError> {
         let io_failed = |source| ServiceError::Io { service: NAME, source };
         let bin = Distribution::postgres()?.unpacked().await?.join("bin");
         let user = guard::is_root().map_err(io_failed)?.then_some(UNPRIVILEGED);
@@ -41,7 +49,11 @@ impl Postgres {
         if user.is_some() {
             chown(&directory, user, user).map_err(io_failed)?;
         }
-        let data = directory.join("data");
+        let place = extras.disk.map_or(directory.as_path(), Disk::path);
+        if user.is_some() {
+            chown(place, user, user).map_err(io_failed)?;
+        }
+        let data = place.join("data");
         let mut initdb = Spec::new("initdb", bin.join("initdb"), directory.join("initdb.log"))
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
             .args([&data]);
@@ -63,6 +75,9 @@ impl Postgres {
             "dynamic_shared_memory_type=mmap",
         ] {
             spec = spec.args(["-c", setting]);
+        }
+        for (name, value) in extras.settings {
+            spec = spec.args(["-c", &format!("{name}={value}")]);
         }
         let mut tries = 0;
         loop {

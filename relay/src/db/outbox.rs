@@ -2,16 +2,29 @@
 
 use std::ops::RangeInclusive;
 
+use futures_util::TryStreamExt;
 use sqlx::PgPool;
 
 use crate::publish::frontier::Holders;
 use crate::publish::row::Row;
 
-/// The rows in `open` and those above `above`, ascending, `limit` at most.
+/// What a read gave.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// The rows, ascending.
+    pub rows: Vec<Row>,
+    /// Whether it stopped at one of its limits, so that nothing above the last row was looked at.
+    pub cut: bool,
+}
+
+/// The rows in `open` and those above `above`, ascending: `limit` at most, and no more once `bytes`
+/// are spent ([`Row::bytes`]), so at most one row too many.
 ///
 /// One statement, so one snapshot: a later version of an order is never seen without its earlier
 /// one (invariant 4 rests on it). Each range is read by itself through the primary key, so that a
-/// read costs what it returns, however many rows lie before or behind.
+/// read costs what it returns, however many rows lie before or behind. The rows are put in order
+/// before their payloads are fetched from where PostgreSQL keeps large ones, and they come as a
+/// stream: what does not fit the bytes is fetched by nobody.
 ///
 /// # Errors
 /// Whatever the database says; the read can be repeated.
@@ -20,30 +33,49 @@ pub(crate) async fn read(
     open: &[RangeInclusive<i64>],
     above: i64,
     limit: usize,
-) -> Result<Vec<Row>, sqlx::Error> {
+    bytes: usize,
+) -> Result<Read, sqlx::Error> {
     let ahead = above + 1..=i64::MAX;
     let (from, to): (Vec<i64>, Vec<i64>) =
         open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip();
-    sqlx::query_as!(
-        Row,
-        r#"
-        select event.seq as "seq!", event.event_id as "event_id!", event.aggregate_id as "aggregate_id!",
-               event.version as "version!", event.type as "kind!", event.payload::text as "payload!",
-               event.headers ->> 'traceparent' as traceparent, event.headers ->> 'tracestate' as tracestate,
-               event.created_at as "created_at!"
-        from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
-        cross join lateral (
-            select * from outbox where seq between open.from_seq and open.to_seq order by seq limit $3
-        ) as event
-        order by event.seq
-        limit $3
-        "#,
-        &from,
-        &to,
-        i64::try_from(limit).unwrap_or(i64::MAX),
-    )
-    .fetch_all(pool)
-    .await
+    let mut connection = pool.acquire().await?;
+    let (mut rows, mut spent) = (Vec::new(), 0);
+    {
+        let mut stream = sqlx::query_as!(
+            Row,
+            r#"
+            select seq as "seq!", event_id as "event_id!", aggregate_id as "aggregate_id!",
+                   version as "version!", type as "kind!", payload::text as "payload!",
+                   headers ->> 'traceparent' as traceparent, headers ->> 'tracestate' as tracestate,
+                   created_at as "created_at!"
+            from (
+                select event.*
+                from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
+                cross join lateral (
+                    select * from outbox where seq between open.from_seq and open.to_seq order by seq limit $3
+                ) as event
+                order by event.seq
+                limit $3
+            ) as event
+            order by seq
+            "#,
+            &from,
+            &to,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch(&mut *connection);
+        while spent < bytes {
+            let Some(row) = stream.try_next().await? else {
+                return Ok(Read { cut: rows.len() >= limit, rows });
+            };
+            spent += row.bytes();
+            rows.push(row);
+        }
+    }
+    // Before its next use the connection would be read to the end of what was asked for: all that
+    // memory has no room for. A new one costs less.
+    drop(connection.detach());
+    Ok(Read { rows, cut: true })
 }
 
 /// The transactions that hold the writers' lock on the outbox now.

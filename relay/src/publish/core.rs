@@ -63,7 +63,7 @@ pub(crate) enum Verdict {
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// The read is done: its rows, ascending, and whether it stopped at its row limit.
+    /// The read is done: its rows, ascending, and whether it stopped at one of its limits.
     Rows {
         /// The rows.
         rows: Vec<Row>,
@@ -83,6 +83,8 @@ pub(crate) enum Input {
         /// The words of the broker or the client library.
         detail: String,
     },
+    /// The producer is beyond use, and events that are with it may never be answered.
+    BeyondUse(String),
     /// The checkpoint is committed.
     Saved,
     /// Somebody has committed something.
@@ -95,7 +97,8 @@ pub(crate) enum Input {
 /// way at a time.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Read, in one statement, the rows in `open` and those above `above`, `limit` rows at most.
+    /// Read, in one statement, the rows in `open` and those above `above`: `limit` rows at most,
+    /// and no more once `bytes` are spent.
     Read {
         /// Numbers below `above` that are still to be seen.
         open: Vec<RangeInclusive<i64>>,
@@ -103,6 +106,8 @@ pub(crate) enum Command {
         above: i64,
         /// Row limit.
         limit: usize,
+        /// Room in memory; the row that spends it is still taken.
+        bytes: usize,
     },
     /// Look up who holds the writers' lock.
     LookUpHolders,
@@ -223,7 +228,9 @@ impl Core {
                 // Kafka answers, so it is not away.
                 self.circuit = None;
             }
-            Input::Refused { verdict: Verdict::Fatal, detail, .. } => self.fatal = Some(detail),
+            Input::Refused { verdict: Verdict::Fatal, detail, .. } | Input::BeyondUse(detail) => {
+                self.fatal = Some(detail);
+            }
             Input::Saved => {
                 let took = now.saturating_sub(self.saving_since.take().unwrap_or(now));
                 self.save_at = now + self.limits.checkpoint.max(took * CHECKPOINT_SHARE);
@@ -291,6 +298,12 @@ impl Core {
         self.gate.in_flight()
     }
 
+    /// Bytes of what is in memory.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.gate.held_bytes()
+    }
+
     /// Numbers that were drawn and are not visible.
     #[cfg(test)]
     pub(crate) fn holes(&self) -> i64 {
@@ -338,10 +351,13 @@ impl Core {
         self.reading = true;
         let mut open = self.frontier.begin_read();
         open.extend(wanted);
-        Some(Command::Read { open: open.into_iter().collect(), above: self.frontier.high(), limit })
+        let bytes = self.limits.bytes.saturating_sub(self.gate.held_bytes());
+        let above = self.frontier.high();
+        Some(Command::Read { open: open.into_iter().collect(), above, limit, bytes })
     }
 
-    /// How many rows memory has room for; none when it is full.
+    /// How many rows memory probably has room for; none when it is full. What bounds memory is the
+    /// read's own limit of bytes; this one is a guess that keeps reads from running into it.
     fn read_limit(&self) -> Option<usize> {
         if self.gate.held() == 0 {
             return Some((self.limits.bytes / self.row_bytes).clamp(1, self.limits.rows));
@@ -350,7 +366,8 @@ impl Core {
         let room_bytes = self.limits.bytes.saturating_sub(self.gate.held_bytes());
         let limit = self.limits.rows.min(room).min(room_bytes / self.row_bytes);
         // A full memory is not read into by the spoonful.
-        let spoonful = limit < self.limits.rows / 4 && self.gate.held() > self.limits.events / 2;
+        let full = self.gate.held() > self.limits.events / 2 || room_bytes < self.limits.bytes / 2;
+        let spoonful = full && limit < self.limits.rows / 4;
         (limit > 0 && !spoonful).then_some(limit)
     }
 

@@ -283,13 +283,12 @@ impl<'a> Term<'a> {
                     }
                     producer.send(&due);
                 }
-                Command::Read { open, above, limit } => {
+                Command::Read { open, above, limit, bytes } => {
                     self.reader = Some(self.database("reading the outbox", move |pool| {
                         let open = open.clone();
                         async move {
-                            let rows = outbox::read(&pool, &open, above, limit).await?;
-                            let cut = rows.len() >= limit;
-                            Ok(Input::Rows { rows, cut })
+                            let read = outbox::read(&pool, &open, above, limit, bytes).await?;
+                            Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
                 }

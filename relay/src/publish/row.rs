@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 /// What a row costs in memory beside its payload, roughly.
-const OVERHEAD: usize = 512;
+pub(crate) const OVERHEAD: usize = 512;
 
 /// A row of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]

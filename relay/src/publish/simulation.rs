@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::core::{Checkpoint, Command, Core, Input, Limits, Verdict};
 use super::frontier::{Holders, Numbers};
-use super::row::Row;
 use super::row::testing::row;
+use super::row::{OVERHEAD, Row};
 
 /// How many seeds a test run tries.
 const SEEDS: u64 = 3_000;
@@ -64,8 +64,12 @@ struct World {
     faulted: bool,
 }
 
+/// The payload of a large event.
+const LARGE: usize = 4_000;
+
+/// Memory for about eight small events, and for one large one.
 fn limits() -> Limits {
-    Limits { events: 40, bytes: 1 << 20, rows: 7, ..Limits::default() }
+    Limits { events: 40, bytes: 5_000, rows: 7, ..Limits::default() }
 }
 
 impl World {
@@ -129,7 +133,11 @@ impl World {
         let earlier =
             i32::try_from(transaction.rows.iter().filter(|r| r.aggregate_id == order).count()).expect("few");
         let version = self.versions.get(&order).copied().unwrap_or(0) + earlier + 1;
-        transaction.rows.push(Row { version, ..row(self.drawn, order) });
+        let mut row = Row { version, ..row(self.drawn, order) };
+        if self.rng.u8(..10) == 0 {
+            row.payload = "x".repeat(LARGE);
+        }
+        transaction.rows.push(row);
         if self.faults.poison && self.rng.u8(..30) == 0 {
             self.poison.insert(self.drawn);
         }
@@ -157,11 +165,23 @@ impl World {
 
     fn answer(&mut self, command: &Command) -> Input {
         match command {
-            Command::Read { open, above, limit } => {
+            Command::Read { open, above, limit, bytes } => {
                 let wanted = |seq: i64| seq > *above || open.iter().any(|range| range.contains(&seq));
-                let rows: Vec<Row> =
-                    self.committed.values().filter(|row| wanted(row.seq)).take(*limit).cloned().collect();
-                Input::Rows { cut: rows.len() >= *limit, rows }
+                let mut spent = 0;
+                let fits = |row: &&Row| {
+                    let fits = spent < *bytes;
+                    spent += row.bytes();
+                    fits
+                };
+                let rows: Vec<Row> = self
+                    .committed
+                    .values()
+                    .filter(|row| wanted(row.seq))
+                    .take(*limit)
+                    .take_while(fits)
+                    .cloned()
+                    .collect();
+                Input::Rows { cut: rows.len() >= *limit || spent >= *bytes, rows }
             }
             Command::LookUpHolders => Input::Holders(self.holders()),
             _ => unreachable!("not a question"),
@@ -271,6 +291,8 @@ impl World {
             _ => self.kafka(),
         }
         self.obey();
+        let most = limits().bytes + LARGE + OVERHEAD;
+        assert!(self.core.held_bytes() <= most, "{} bytes in memory", self.core.held_bytes());
     }
 
     fn run(mut self) {

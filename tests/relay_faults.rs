@@ -1,0 +1,541 @@
+//! What the publisher does while the servers around it fail. Each test breaks something on purpose
+//! and ends by comparing outbox and topic event by event. Real servers; the ones that are stopped,
+//! filled or locked up are the test's own.
+
+#[path = "support/outbox.rs"]
+mod outbox;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use demo::programs::Server;
+use demo::services::{Disk, Extras, Kafka, Postgres};
+use demo::testing::{Database, Topic, eventually};
+use outbox::{compare, settled};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+/// Restarts of servers on a loaded machine included.
+const SOON: Duration = Duration::from_secs(120);
+
+fn publisher(database_url: &str, topic: &Topic, settings: &[(&str, &str)]) -> Server {
+    let no_mail = "smtp://127.0.0.1:1";
+    Server::relay_stages(&["publish"], database_url, topic.brokers(), topic.name(), no_mail, settings)
+        .expect("the relay starts")
+}
+
+/// Commits `each` events of each of `orders` orders, interleaved.
+async fn backlog(pool: &PgPool, orders: i32, each: i32) {
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', md5(n::text)::uuid, version, 'order.created.v1',
+                json_build_object('filling', repeat(md5(n::text), 10))
+         from generate_series(1, $1) n, generate_series(1, $2) version
+         order by version, n",
+    )
+    .bind(orders)
+    .bind(each)
+    .execute(pool)
+    .await
+    .expect("a backlog");
+}
+
+/// Commits the next event of an order of which nobody else writes.
+async fn append(pool: &PgPool, order: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', $1, coalesce(max(version), 0) + 1, 'order.created.v1', '{}'
+         from outbox where aggregate_id = $1",
+    )
+    .bind(order)
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// Waits until the relay has settled `at_least` events, and asserts that it is not done.
+async fn in_the_middle(pool: &PgPool, at_least: i64) {
+    let (settled, committed) = eventually("the relay to be in the middle", SOON, async || {
+        let (settled, committed): (i64, i64) = sqlx::query_as(
+            "select (select coalesce(sum(upper(r) - lower(r)), 0)::int8 from relay_sinks, unnest(published) r),
+                    (select count(*) from outbox)",
+        )
+        .fetch_one(pool)
+        .await
+        .ok()?;
+        (settled >= at_least).then_some((settled, committed))
+    })
+    .await;
+    assert!(settled < committed, "the backlog is too small to be caught in the middle");
+}
+
+/// Waits until the relay's health names a problem with these words.
+async fn says(relay: &Server, words: &str) {
+    let http = reqwest::Client::new();
+    let mut last = String::new();
+    let told = async || {
+        let answer = http.get(format!("{}/readyz", relay.url())).send().await.ok()?;
+        let status = answer.status().as_u16();
+        last = answer.text().await.ok()?;
+        (status == 503 && last.contains(words)).then_some(())
+    };
+    eventually(&format!("/readyz to say: {words}"), SOON, told).await;
+}
+
+async fn recovered(relay: &mut Server) {
+    relay.ready(SOON).await.expect("ready again");
+}
+
+async fn nothing_is_parked(pool: &PgPool) {
+    let parked: i64 =
+        sqlx::query_scalar("select count(*) from relay_dead").fetch_one(pool).await.expect("counted");
+    assert_eq!(parked, 0, "an outage parks nothing");
+}
+
+async fn epoch_and_holder(pool: &PgPool) -> Option<(i64, String)> {
+    sqlx::query_as("select epoch, holder from relay_sinks where holder is not null")
+        .fetch_optional(pool)
+        .await
+        .ok()?
+}
+
+async fn holds(pool: &PgPool, relay: &mut Server) {
+    let name = format!("relay-{}-", relay.process().id());
+    eventually("that relay to hold the lease", SOON, async || {
+        epoch_and_holder(pool).await.filter(|(_, holder)| holder.starts_with(&name)).map(drop)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_killed_in_the_middle_of_a_drain_and_started_again_costs_no_event_and_no_order() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let mut kafka = Kafka::start().await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    backlog(&pool, 20_000, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    for at_least in [2_000, 20_000] {
+        in_the_middle(&pool, at_least).await;
+        kafka.kill().expect("killed");
+        says(&relay, "Kafka").await;
+        kafka.start_again().await.expect("started again");
+    }
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_for_a_minute_spends_nothing_and_health_says_why() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let mut kafka = Kafka::start().await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    backlog(&pool, 100, 1).await;
+    settled(&pool, SOON).await;
+    kafka.kill().expect("killed");
+    backlog_of_others(&pool).await;
+    says(&relay, "Kafka: ").await;
+    // Part of the claim: longer than every timeout and pause of relay and client library.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    says(&relay, "Kafka: ").await;
+    nothing_is_parked(&pool).await;
+    kafka.start_again().await.expect("started again");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+/// Three events of each of a hundred new orders.
+async fn backlog_of_others(pool: &PgPool) {
+    for _ in 0..100 {
+        let order = Uuid::now_v7();
+        for _ in 0..3 {
+            append(pool, order).await.expect("committed");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_stopped_and_killed_in_the_middle_of_a_drain_costs_no_event_and_no_order() {
+    let mut postgres = Postgres::start().await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
+    let pool = database.pool().await;
+    let topic = Topic::create(3).await;
+    backlog(&pool, 20_000, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    in_the_middle(&pool, 2_000).await;
+    postgres.stop().await.expect("stopped");
+    says(&relay, "PostgreSQL").await;
+    postgres.start_again().await.expect("started again");
+    in_the_middle(&pool, 20_000).await;
+    postgres.kill().expect("killed");
+    says(&relay, "PostgreSQL").await;
+    postgres.start_again().await.expect("started again");
+    // A crash makes the sequence jump.
+    eventually("PostgreSQL to take an event", SOON, async || append(&pool, Uuid::now_v7()).await.ok()).await;
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_backend_terminated_once_a_second_for_20_seconds_costs_no_event_and_no_order() {
+    let postgres = Postgres::start().await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
+    let pool = database.pool().await;
+    let topic = Topic::create(3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    relay.ready(SOON).await.expect("ready");
+
+    let terminating = async {
+        let mut killed = 0;
+        let mut every_second = tokio::time::interval(Duration::from_secs(1));
+        for _ in 0..20 {
+            every_second.tick().await;
+            let gone: i64 = eventually("the backends to be terminated", SOON, async || {
+                sqlx::query_scalar(
+                    "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                     where backend_type = 'client backend' and pid <> pg_backend_pid()",
+                )
+                .fetch_one(&pool)
+                .await
+                .ok()
+            })
+            .await;
+            killed += gone;
+        }
+        killed
+    };
+    let writing = async {
+        let orders: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
+        let mut committed = 0;
+        loop {
+            for order in &orders {
+                // Terminated as well; whether it was committed, the table tells.
+                committed += i32::from(append(&pool, *order).await.is_ok());
+            }
+            if committed > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    let killed = tokio::select! {
+        killed = terminating => killed,
+        () = writing => unreachable!("writes until it is dropped"),
+    };
+    assert!(killed > 40, "{killed} backends terminated");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_relays_started_at_once_one_publishes_and_nothing_goes_twice() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(3).await;
+    backlog(&pool, 5_000, 3).await;
+    let long = [("RELAY_LEASE_SECONDS", "60")];
+    let mut relays = [publisher(database.url(), &topic, &long), publisher(database.url(), &topic, &long)];
+    settled(&pool, SOON).await;
+    for relay in &mut relays {
+        relay.ready(SOON).await.expect("ready");
+    }
+    let (epoch, _) = epoch_and_holder(&pool).await.expect("somebody holds the lease");
+    assert_eq!(epoch, 1, "the lease was given once");
+    assert_eq!(compare(&pool, &topic, &HashSet::new()).await, 0, "nothing twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_publisher_writes_after_its_lease_was_taken_changes_no_row() {
+    let postgres = Postgres::start().await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
+    let pool = database.pool().await;
+    // The two relays log in under two names, and every row of the lease that is written tells whose.
+    sqlx::raw_sql(
+        "create role first superuser login; create role second superuser login;
+         create table written (who text, epoch bigint);
+         create function note() returns trigger language plpgsql as
+           $$ begin insert into written values (session_user, new.epoch); return null; end $$;
+         create trigger note after update on relay_sinks for each row execute function note()",
+    )
+    .execute(&pool)
+    .await
+    .expect("a witness");
+    let topic = Topic::create(3).await;
+    backlog(&pool, 20_000, 3).await;
+    let as_user = |name: &str| database.url().replace("//postgres@", &format!("//{name}@"));
+    let short = [("RELAY_LEASE_SECONDS", "3")];
+    let mut first = publisher(&as_user("first"), &topic, &short);
+    holds(&pool, &mut first).await;
+    let mut second = publisher(&as_user("second"), &topic, &short);
+    second.ready(SOON).await.expect("ready");
+    in_the_middle(&pool, 2_000).await;
+    first.process().signal("STOP").expect("stopped in the middle");
+
+    holds(&pool, &mut second).await;
+    settled(&pool, SOON).await;
+    let written = async || -> i64 {
+        sqlx::query_scalar("select count(*) from written where who = 'first'")
+            .fetch_one(&pool)
+            .await
+            .expect("counted")
+    };
+    let before = written().await;
+    first.process().signal("CONT").expect("continued");
+    let http = reqwest::Client::new();
+    eventually("the fenced publisher to stand by", SOON, async || {
+        let page = http.get(format!("{}/readyz", first.url())).send().await.ok()?.text().await.ok()?;
+        page.contains("standing by").then_some(())
+    })
+    .await;
+    assert!(before > 0, "the witness sees");
+    assert_eq!(written().await, before, "the fenced publisher changed a row");
+    holds(&pool, &mut second).await;
+    append(&pool, Uuid::now_v7()).await.expect("committed");
+    settled(&pool, SOON).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_once_it_may() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let authorizer = [
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ];
+    let extras = Extras { settings: &authorizer, disk: None };
+    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    let everybody = "User:ANONYMOUS";
+    let read = ["--add", "--allow-principal", everybody, "--operation", "Read", "--operation", "Describe"];
+    kafka.rights(topic.name(), &read).await.expect("may be read");
+    backlog(&pool, 100, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    says(&relay, "authorization failed").await;
+    // Tried again, and again refused.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    says(&relay, "authorization failed").await;
+    nothing_is_parked(&pool).await;
+    let write = ["--add", "--allow-principal", everybody, "--operation", "Write"];
+    kafka.rights(topic.name(), &write).await.expect("may be written to");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+/// A disk that can be filled; none, and loudly, where this process may not mount one.
+fn small_disk(megabytes: u32) -> Option<Disk> {
+    let disk = Disk::mount(megabytes).expect("a place for a disk");
+    if disk.is_none() {
+        eprintln!("SKIPPED: a full disk cannot be tested here, because this process may not mount a tmpfs");
+    }
+    disk
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_postgres_costs_no_event_once_there_is_room_again() {
+    let Some(disk) = small_disk(400) else { return };
+    let wal = [("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_recycle", "off")];
+    let extras = Extras { settings: &wal, disk: Some(&disk) };
+    let mut postgres = Postgres::start_with(extras).await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
+    let pool = database.pool().await;
+    let topic = Topic::create(3).await;
+    backlog(&pool, 20_000, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    in_the_middle(&pool, 2_000).await;
+    disk.fill().expect("filled");
+    // The log that is laid out in advance is used up first.
+    eventually("PostgreSQL to fail for want of room", SOON, async || {
+        sqlx::query("select pg_switch_wal()").execute(&pool).await.err()?;
+        append(&pool, Uuid::now_v7()).await.err()
+    })
+    .await;
+    says(&relay, "PostgreSQL").await;
+    disk.relieve().expect("there is room again");
+    postgres.start_again().await.expect("started again");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_kafka_costs_no_event_once_there_is_room_again() {
+    let Some(disk) = small_disk(400) else { return };
+    let extras = Extras { settings: &[], disk: Some(&disk) };
+    let mut kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    backlog(&pool, 20_000, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    in_the_middle(&pool, 2_000).await;
+    disk.fill().expect("filled");
+    says(&relay, "Kafka").await;
+    disk.relieve().expect("there is room again");
+    kafka.start_again().await.expect("started again");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+/// What makes a process believe another time of day.
+fn clock(offset: &str) -> Vec<(&'static str, String)> {
+    let lies = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|machine| PathBuf::from(format!("/usr/lib/{machine}/faketime/libfaketimeMT.so.1")))
+        .into_iter()
+        .find(|path| path.is_file())
+        .expect("libfaketime is missing: `demo/install test` installs it");
+    vec![
+        ("LD_PRELOAD", lies.display().to_string()),
+        ("FAKETIME", offset.to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ("RELAY_LEASE_SECONDS", "5".to_owned()),
+    ]
+}
+
+fn with_clock(database: &Database, topic: &Topic, offset: &str) -> Server {
+    let settings = clock(offset);
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    publisher(database.url(), topic, &settings)
+}
+
+/// Waits until the lease was prolonged for three times its time to live, and asserts that it is
+/// the same term still.
+async fn keeps_its_lease(pool: &PgPool) {
+    let since = async || -> (i64, f64) {
+        sqlx::query_as("select epoch, extract(epoch from lease_until)::float8 from relay_sinks")
+            .fetch_one(pool)
+            .await
+            .expect("a lease")
+    };
+    let (epoch, until) = since().await;
+    eventually("the lease to be prolonged", SOON, async || (since().await.1 > until + 15.0).then_some(()))
+        .await;
+    assert_eq!(since().await.0, epoch, "the lease was taken from a holder that lives");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_knows_the_database_clock_alone_whatever_the_relays_believe() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let order = Uuid::now_v7();
+    let mut ahead = with_clock(&database, &topic, "+50m");
+    holds(&pool, &mut ahead).await;
+    let mut behind = with_clock(&database, &topic, "-50m");
+    behind.ready(SOON).await.expect("ready");
+    append(&pool, order).await.expect("committed");
+    keeps_its_lease(&pool).await;
+    ahead.kill().expect("killed");
+    append(&pool, order).await.expect("committed");
+    holds(&pool, &mut behind).await;
+    ahead.start_again().expect("started again");
+    ahead.ready(SOON).await.expect("ready");
+    append(&pool, order).await.expect("committed");
+    keeps_its_lease(&pool).await;
+    behind.kill().expect("killed");
+    append(&pool, order).await.expect("committed");
+    holds(&pool, &mut ahead).await;
+    settled(&pool, SOON).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_kafka_does_not_take_parks_nothing() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    backlog(&pool, 100, 3).await;
+    let mut wrong = with_clock(&database, &topic, "+3h");
+    says(&wrong, "timestamp").await;
+    nothing_is_parked(&pool).await;
+    wrong.terminate().await.expect("ends with exit code 0");
+    let mut right = publisher(database.url(), &topic, &[]);
+    settled(&pool, SOON).await;
+    recovered(&mut right).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_jumped_far_ahead_delays_and_loses_nothing() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let mut relay = publisher(database.url(), &topic, &[]);
+    relay.ready(SOON).await.expect("ready");
+    let order = Uuid::now_v7();
+    for _ in 0..3 {
+        append(&pool, order).await.expect("committed");
+        settled(&pool, SOON).await;
+        sqlx::query(
+            "select setval(pg_get_serial_sequence('outbox', 'seq'), max(seq) + 1000000000000) from outbox",
+        )
+        .execute(&pool)
+        .await
+        .expect("jumped");
+    }
+    append(&pool, order).await.expect("committed");
+    settled(&pool, SOON).await;
+    eventually("the jumps to be counted as settled", SOON, async || {
+        let ranges: i64 = sqlx::query_scalar("select count(*) from relay_sinks, unnest(published)")
+            .fetch_one(&pool)
+            .await
+            .ok()?;
+        (ranges == 1).then_some(())
+    })
+    .await;
+    assert_eq!(compare(&pool, &topic, &HashSet::new()).await, 0);
+}
+
+/// The most memory that a process ever had, in MiB.
+fn peak(relay: &mut Server) -> u64 {
+    let path = format!("/proc/{}/status", relay.process().id());
+    let status = std::fs::read_to_string(path).expect("Linux tells");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_one_megabyte_payloads_after_small_ones_is_drained_within_300_mb() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create_on(
+        &demo::testing::shared("TEST_KAFKA_BROKERS"),
+        3,
+        &[("max.message.bytes", "4000000")],
+    )
+    .await;
+    backlog(&pool, 1_000, 5).await;
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(1 << 20).collect();
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', to_json(n || $1)
+         from generate_series(1, 500) n",
+    )
+    .bind(&noise)
+    .execute(&pool)
+    .await
+    .expect("large events");
+    let settings = [("KAFKA_PROPERTIES", "message.max.bytes=4000000")];
+    let mut relay = publisher(database.url(), &topic, &settings);
+    settled(&pool, SOON).await;
+    let peak = peak(&mut relay);
+    println!("{peak} MiB");
+    assert!(peak < 300, "{peak} MiB");
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
