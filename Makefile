@@ -1,7 +1,7 @@
 # SQL is checked against the committed metadata: a build needs no database.
 export SQLX_OFFLINE := true
 
-.PHONY: help install demo test bench check fmt compose-check sqlx
+.PHONY: help install demo test bench bench-api bench-relay check fmt compose-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,9 +17,16 @@ test: install ## Run every test against a real PostgreSQL and a real Kafka
 	cargo build --workspace --bins
 	target/debug/demo services -- cargo test --workspace
 
-bench: ## Measure the API beside pgbench, on one PostgreSQL in one run; ARGS=--quick for a first look
+bench: bench-api bench-relay ## Measure the API and the relay, each beside its limits; ARGS=--quick for a first look
+
+bench-api: ## The API beside pgbench, on one PostgreSQL
 	@demo/install bench
 	cargo bench --package orders --bench api -- $(ARGS)
+
+bench-relay: ## The relay beside a bare producer loop and a plain poller, on one PostgreSQL and one Kafka
+	@demo/install bench
+	cargo build --release --package relay --bin relay
+	cargo bench --package orders --bench relay -- $(ARGS)
 
 check: install ## Format, lints and documentation, warnings denied
 	cargo fmt --all --check
