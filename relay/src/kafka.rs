@@ -37,6 +37,9 @@ const FIXED: [(&str, &str); 5] = [
     ("partitioner", "murmur2_random"),
 ];
 
+/// What librdkafka sends at most when `message.max.bytes` is not set.
+const DEFAULT_MESSAGE_BYTES: i64 = 1_000_000;
+
 /// librdkafka properties, written `k=v,k=v`. Never printed: there are passwords among them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Properties(Vec<(String, String)>);
@@ -101,6 +104,13 @@ impl Settings {
         }
         config.set("bootstrap.servers", &self.brokers);
         config
+    }
+
+    /// The largest message that the producer sends, bytes.
+    #[must_use]
+    pub(crate) fn message_bytes(&self) -> i64 {
+        let own = self.properties.0.iter().rev().find(|(name, _)| name == "message.max.bytes");
+        own.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(DEFAULT_MESSAGE_BYTES)
     }
 
     fn producer(&self, alone: bool) -> ClientConfig {
@@ -302,7 +312,7 @@ impl Producer {
 }
 
 /// The CloudEvents attributes of a row.
-fn attributes(row: &Row, source: &str) -> Attributes {
+pub(crate) fn attributes(row: &Row, source: &str) -> Attributes {
     Attributes {
         id: EventId::from(row.event_id),
         source: source.to_owned(),

@@ -15,6 +15,7 @@ mod notify;
 mod publish;
 pub mod sink;
 pub mod telemetry;
+mod topic;
 
 use std::io;
 

@@ -1,8 +1,15 @@
 //! What an operator types beside `relay run`: one module per command. Each reads its settings, does
 //! one thing and prints it, for people or as JSON.
 
+mod audit;
 mod config;
+mod doctor;
+mod explain;
+mod finding;
 mod manual;
+mod status;
+mod text;
+mod topic;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -102,6 +109,11 @@ pub fn exit_code(result: Result<Ended, CommandError>) -> ExitCode {
 pub async fn run(command: Command) -> Result<Ended, CommandError> {
     match command {
         Command::Run(_) => Err(CommandError::Usage("`relay run` is no command for an operator".to_owned())),
+        Command::Status(args) => status::run(*args).await,
+        Command::Explain(args) => explain::run(*args).await,
+        Command::Audit(args) => audit::run(*args).await,
+        Command::Doctor(args) => doctor::run(*args).await,
+        Command::Topic(command) => topic::run(command).await,
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(&folder),

@@ -52,7 +52,8 @@ pub(crate) async fn acquire(
     let epoch = sqlx::query_scalar!(
         r#"
         update relay_sinks
-        set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3)
+        set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3),
+            trouble = null, trouble_since = null
         where sink = $1 and (lease_until is null or lease_until <= clock_timestamp())
         returning epoch
         "#,
@@ -77,7 +78,7 @@ pub(crate) async fn acquire(
     Ok(Acquired::Standby(Duration::from_secs_f64(left.flatten().unwrap_or_default())))
 }
 
-/// Prolongs the lease.
+/// Prolongs the lease, and notes what keeps its holder from making progress, if anything does.
 ///
 /// # Errors
 /// Whatever the database says; the renewal can be repeated.
@@ -86,13 +87,17 @@ pub(crate) async fn renew(
     sink: &SinkName,
     epoch: Epoch,
     ttl: Duration,
+    trouble: Option<&str>,
 ) -> Result<Fenced, sqlx::Error> {
     let done = sqlx::query!(
-        "update relay_sinks set lease_until = clock_timestamp() + make_interval(secs => $3)
+        "update relay_sinks
+         set lease_until = clock_timestamp() + make_interval(secs => $3), trouble = $4,
+             trouble_since = case when $4::text is not null then coalesce(trouble_since, clock_timestamp()) end
          where sink = $1 and epoch = $2 and holder is not null",
         sink.as_str(),
         epoch.0,
         ttl.as_secs_f64(),
+        trouble,
     )
     .execute(pool)
     .await?;
@@ -105,7 +110,8 @@ pub(crate) async fn renew(
 /// Whatever the database says; the lease then ends by itself.
 pub(crate) async fn release(pool: &PgPool, sink: &SinkName, epoch: Epoch) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "update relay_sinks set holder = null, lease_until = null where sink = $1 and epoch = $2",
+        "update relay_sinks set holder = null, lease_until = null, trouble = null, trouble_since = null
+         where sink = $1 and epoch = $2",
         sink.as_str(),
         epoch.0,
     )

@@ -1,9 +1,13 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
+pub(crate) mod audit;
 pub(crate) mod changes;
+pub(crate) mod doctor;
+pub(crate) mod explain;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;
+pub(crate) mod status;
 
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::smtp::Smtp;
+pub(crate) use self::smtp::{Reachable, Smtp};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::config::OnUnknown;

@@ -255,9 +255,9 @@ impl<'a> Term<'a> {
                 () = until(wake) => {}
                 _ = renew.tick() => {
                     self.core.poll_every(if bell.is_connected() { RENEW } else { POLL_WITHOUT_BELL });
-                    self.tell_health();
+                    let trouble = self.tell_health();
                     if self.renewer.is_none() {
-                        self.renewer = Some(self.renew());
+                        self.renewer = Some(self.renew(trouble));
                     }
                 }
                 () = shutdown.cancelled(), if drain_until.is_none() => {
@@ -334,12 +334,12 @@ impl<'a> Term<'a> {
         })
     }
 
-    fn renew(&self) -> BoxFuture<'a, Fenced> {
+    fn renew(&self, trouble: Option<String>) -> BoxFuture<'a, Fenced> {
         let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
-        self.database(
-            "renewing the lease",
-            move |pool| async move { lease::renew(&pool, sink, epoch, ttl).await },
-        )
+        self.database("renewing the lease", move |pool| {
+            let trouble = trouble.clone();
+            async move { lease::renew(&pool, sink, epoch, ttl, trouble.as_deref()).await }
+        })
     }
 
     /// Does something on the database, and again until the database has answered: everything the
@@ -362,21 +362,25 @@ impl<'a> Term<'a> {
         })
     }
 
-    fn tell_health(&self) {
+    /// Says how it is, and gives the trouble that Kafka makes, if it does.
+    fn tell_health(&self) -> Option<String> {
         let health = &self.publisher.health;
+        let unanswered = self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE;
+        let trouble = match self.core.circuit_reason() {
+            Some(reason) => Some(format!("Kafka: {reason}")),
+            None if unanswered => {
+                Some(format!("Kafka: {} events unanswered: {}", self.core.in_flight(), self.kafka_trouble))
+            }
+            None => None,
+        };
         if self.database_answered.elapsed() > RENEW + SILENCE {
             // What the database said is told already.
-        } else if let Some(reason) = self.core.circuit_reason() {
-            health.trouble(format!("Kafka: {reason}"));
-        } else if self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE {
-            health.trouble(format!(
-                "Kafka: {} events unanswered: {}",
-                self.core.in_flight(),
-                self.kafka_trouble
-            ));
+        } else if let Some(trouble) = &trouble {
+            health.trouble(trouble.clone());
         } else {
             health.well("publishing");
         }
+        trouble
     }
 }
 
