@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use events::{Attributes, EventId};
-use rdkafka::ClientContext;
+use rdkafka::{ClientContext, Statistics};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
 use crate::publish::row::Row;
@@ -111,7 +113,9 @@ impl Settings {
             .set("linger.ms", "0")
             // Above what the publisher ever hands over, so the queue is never full.
             .set("queue.buffering.max.messages", "100000")
-            .set("queue.buffering.max.kbytes", "262144");
+            .set("queue.buffering.max.kbytes", "262144")
+            // One client fills the gauges; the one for suspects is seldom there.
+            .set("statistics.interval.ms", if alone { "0" } else { STATISTICS_INTERVAL });
         for (key, value) in self.client().config_map() {
             config.set(key, value);
         }
@@ -128,6 +132,14 @@ impl Settings {
 /// Sends answers of Kafka to the publisher's loop.
 struct Deliveries {
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
+    counted: Mutex<Counted>,
+}
+
+impl Deliveries {
+    fn new(answers: UnboundedSender<Answer>, metrics: ClientMetrics) -> Self {
+        Self { answers, metrics, counted: Mutex::default() }
+    }
 }
 
 /// What Kafka, or the client library, said.
@@ -143,6 +155,10 @@ impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
         // The receiver is gone only when the producer is being thrown away.
         let _ = self.answers.send(Answer::Trouble(format!("{error}: {reason}")));
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.metrics.take(&statistics, &mut self.counted.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -187,6 +203,7 @@ pub(crate) struct Producer {
     /// Made when the first suspect has to travel in a batch of its own.
     alone: Option<ThreadedProducer<Deliveries>>,
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
 }
 
 impl Producer {
@@ -194,11 +211,14 @@ impl Producer {
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
-    pub(crate) fn new(settings: Settings) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+    pub(crate) fn new(
+        settings: Settings,
+        metrics: &ClientMetrics,
+    ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
         let (answers, receiver) = unbounded_channel();
-        let context = Deliveries { answers: answers.clone() };
+        let context = Deliveries::new(answers.clone(), metrics.clone());
         let many = settings.producer(false).create_with_context(context)?;
-        Ok((Self { settings, many, alone: None, answers }, receiver))
+        Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone() }, receiver))
     }
 
     /// Hands an event over; its answer comes through the channel.
@@ -215,7 +235,7 @@ impl Producer {
                 none => none.insert(
                     self.settings
                         .producer(true)
-                        .create_with_context(Deliveries { answers: self.answers.clone() })?,
+                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))?,
                 ),
             }
         } else {

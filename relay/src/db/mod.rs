@@ -1,9 +1,11 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
 pub(crate) mod changes;
+pub(crate) mod gauges;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;
+pub(crate) mod retention;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ mod message;
 mod smtp;
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -23,6 +23,8 @@ use crate::bell::{self, Bell};
 use crate::config::OnUnknown;
 use crate::db::notifications::{self, Leased};
 use crate::health::StageHealth;
+use crate::metrics::MailMetrics;
+use crate::traces::Traces;
 
 /// Notifications leased at a time.
 const LEASE: i64 = 64;
@@ -33,8 +35,8 @@ const CONNECTIONS: usize = 8;
 const LEASE_TIME: Duration = Duration::from_secs(15);
 /// How long an outcome is kept for a database that is away.
 const RECORD_TIME: Duration = Duration::from_secs(60);
-/// How often to look when no bell rings.
-const POLL: Duration = Duration::from_secs(1);
+/// How often to look when no bell rings; what is tried again later waits for seconds anyway.
+const POLL: Duration = Duration::from_secs(5);
 
 /// What an e-mail is about; with order and version it is the dedup key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,10 @@ pub(crate) struct Mailer {
     pub on_unknown: OnUnknown,
     /// Where it says how it is.
     pub health: StageHealth,
+    /// What it counts.
+    pub metrics: MailMetrics,
+    /// The spans of its e-mails.
+    pub traces: Traces,
 }
 
 impl Mailer {
@@ -157,7 +163,7 @@ impl Mailer {
         limit: i64,
         shutdown: &CancellationToken,
     ) -> Result<Pass, sqlx::Error> {
-        notifications::expire_leases(&self.pool).await?;
+        self.metrics.became_unknown(notifications::expire_leases(&self.pool).await?);
         let resend_unknown = self.on_unknown == OnUnknown::Resend;
         let leased =
             notifications::lease(&self.pool, &self.holder, LEASE_TIME, limit, resend_unknown).await?;
@@ -168,7 +174,11 @@ impl Mailer {
                 let attempt = if shutdown.is_cancelled() || away.is_cancelled() {
                     Attempt::NotTried
                 } else {
-                    self.send(&mail).await
+                    let began = SystemTime::now();
+                    let attempt = self.send(&mail).await;
+                    self.metrics.attempted(&attempt);
+                    self.traces.mailed(&mail, &attempt, began);
+                    attempt
                 };
                 if matches!(attempt, Attempt::Away(_)) {
                     away.cancel();
