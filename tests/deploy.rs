@@ -28,7 +28,9 @@ fn panels() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(&deployed("grafana.json")).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-    targets.map(|target| target["expr"].as_str().expect("an expression").replace("$__rate_interval", "1m")).collect()
+    targets
+        .map(|target| target["expr"].as_str().expect("an expression").replace("$__rate_interval", "1m"))
+        .collect()
 }
 
 /// The metrics that an expression names: words that are followed by `{`, `[` or the end of a selector, and
@@ -39,14 +41,18 @@ fn metrics(expression: &str) -> BTreeSet<String> {
     let mut rest = expression.to_owned();
     for (open, close) in [("\"", "\""), ("{", "}"), ("by (", ")"), ("on (", ")"), ("[", "]")] {
         while let Some(start) = rest.find(open) {
-            let end = rest[start + open.len()..].find(close).expect("closed") + start + open.len() + close.len();
+            let end =
+                rest[start + open.len()..].find(close).expect("closed") + start + open.len() + close.len();
             rest.replace_range(start..end, " ");
         }
     }
     let words = rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    let word_before_parenthesis = |word: &str| rest.contains(&format!("{word}(")) || rest.contains(&format!("{word} ("));
+    let word_before_parenthesis =
+        |word: &str| rest.contains(&format!("{word}(")) || rest.contains(&format!("{word} ("));
     for word in words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())) {
-        if !word_before_parenthesis(word) && !["and", "or", "unless", "sum", "max", "min", "count"].contains(&word) {
+        if !word_before_parenthesis(word)
+            && !["and", "or", "unless", "sum", "max", "min", "count"].contains(&word)
+        {
             names.insert(word.to_owned());
         }
     }
@@ -95,8 +101,9 @@ impl Prometheus {
     }
 
     async fn ask(&self, path: &str, query: &[(&str, &str)]) -> Option<Value> {
-        let request = reqwest::Client::new().get(format!("{}/api/v1/{path}", self.url)).query(query);
-        let answer: Value = request.send().await.ok()?.json().await.ok()?;
+        let url =
+            reqwest::Url::parse_with_params(&format!("{}/api/v1/{path}", self.url), query).expect("a URL");
+        let answer: Value = reqwest::get(url).await.ok()?.json().await.ok()?;
         (answer["status"] == "success").then(|| answer["data"].clone())
     }
 }
@@ -121,10 +128,10 @@ async fn every_metric_that_a_rule_or_a_panel_asks_for_is_one_that_the_programs_s
     let mut relay = Server::relay(database.url(), topic.brokers(), topic.name(), &mailbox.smtp_url(), &[])
         .expect("the relay starts");
     relay.ready(SOON).await.expect("ready");
-    let order = reqwest::Client::new()
-        .post(format!("{}/orders", api.url()))
-        .header("idempotency-key", "one")
-        .json(&serde_json::json!({"customerId": 42, "amountCents": 2599, "customerEmail": "ada@example.com"}));
+    let order =
+        reqwest::Client::new().post(format!("{}/orders", api.url())).header("idempotency-key", "one").json(
+            &serde_json::json!({"customerId": 42, "amountCents": 2599, "customerEmail": "ada@example.com"}),
+        );
     assert_eq!(order.send().await.expect("answered").status(), 201);
     mailbox.wait_for(1, SOON).await.expect("a mail");
     let prometheus = Prometheus::start(&api, &relay);
@@ -158,7 +165,8 @@ async fn every_metric_that_a_rule_or_a_panel_asks_for_is_one_that_the_programs_s
     .await;
 
     // The page is the list of what is documented, too.
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/watching.md")).expect("docs");
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/watching.md")).expect("docs");
     for (alert, _) in &rules {
         assert!(text.contains(&format!("`{alert}`")), "docs/watching.md says nothing of {alert}");
     }
@@ -184,6 +192,10 @@ fn the_rules_do_what_their_tests_say() {
     }
     let (rules, tests) = (deployed("alerts.yml"), deployed("alerts_test.yml"));
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
-        assert_eq!(tests.matches(&format!("alertname: {alert}\n")).count(), 2, "{alert} comes once and stays away once");
+        assert_eq!(
+            tests.matches(&format!("alertname: {alert}\n")).count(),
+            2,
+            "{alert} comes once and stays away once"
+        );
     }
 }

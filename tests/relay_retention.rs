@@ -61,16 +61,24 @@ async fn retention_removes_only_what_is_old_and_settled_by_every_sink() {
     let pool = database.pool().await;
     write(&pool, 20, 8).await;
     write(&pool, 5, 6).await;
-    pool.execute("insert into relay_sinks (sink, published) values ('another', '{[1,11)}')").await.expect("a sink");
+    pool.execute("insert into relay_sinks (sink, published) values ('another', '{[1,11)}')")
+        .await
+        .expect("a sink");
     let mut relay = publisher(&database, &topic, &[]);
     settled(&pool, SOON).await;
     look_again(&mut relay).await;
     leaves(&pool, &(11..=25).collect::<Vec<_>>()).await;
 
-    pool.execute("update relay_sinks set published = '{[1,26)}' where sink = 'another'").await.expect("moved");
+    pool.execute("update relay_sinks set published = '{[1,26)}' where sink = 'another'")
+        .await
+        .expect("moved");
     look_again(&mut relay).await;
     leaves(&pool, &[21, 22, 23, 24, 25]).await;
-    assert_eq!(topic.read().await.len(), 25, "nothing was removed before it was published, or published twice");
+    assert_eq!(
+        topic.read().await.len(),
+        25,
+        "nothing was removed before it was published, or published twice"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,11 +119,15 @@ async fn two_relays_remove_each_row_once_and_remember_one_position() {
     let topic = Topic::create(1).await;
     let pool = database.pool().await;
     write(&pool, 60_000, 8).await;
-    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,60001)}')").await.expect("published");
+    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,60001)}')")
+        .await
+        .expect("published");
     let relays = [publisher(&database, &topic, &[]), publisher(&database, &topic, &[])];
     leaves(&pool, &[]).await;
-    let removed: String =
-        sqlx::query_scalar("select outbox_removed::text from relay_retention").fetch_one(&pool).await.expect("read");
+    let removed: String = sqlx::query_scalar("select outbox_removed::text from relay_retention")
+        .fetch_one(&pool)
+        .await
+        .expect("read");
     assert_eq!(removed, "{[1,60001)}");
     eventually("both to have counted what they removed", SOON, async || {
         let mut rows = 0.0;
@@ -146,7 +158,9 @@ async fn zero_days_keep_events_for_ever_and_dedup_keys_have_an_age_of_their_own(
     )
     .await
     .expect("dedup keys");
-    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,4)}')").await.expect("published");
+    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,4)}')")
+        .await
+        .expect("published");
     let _relay = publisher(&database, &topic, &[("RELAY_RETENTION_DAYS", "0")]);
     // The outbox has its turn before the inbox.
     eventually("the old key of notify to be gone", SOON, async || {
@@ -195,17 +209,20 @@ async fn the_publishers_reading_stays_flat_behind_removed_rows_that_an_old_snaps
     let topic = Topic::create(1).await;
     let pool = database.pool().await;
     write(&pool, ROWS, 8).await;
-    sqlx::query("insert into relay_sinks (sink, published) values ('kafka', int8multirange(int8range(1, $1 + 1)))")
-        .bind(ROWS)
-        .execute(&pool)
-        .await
-        .expect("published");
+    sqlx::query(
+        "insert into relay_sinks (sink, published) values ('kafka', int8multirange(int8range(1, $1 + 1)))",
+    )
+    .bind(ROWS)
+    .execute(&pool)
+    .await
+    .expect("published");
     pool.execute("vacuum analyze outbox").await.expect("analysed");
     let read = reading_statement();
     let before = pages(&pool, &read, ROWS.into()).await;
 
     let mut old = pool.begin_with("begin isolation level repeatable read").await.expect("begin");
-    let seen: i64 = sqlx::query_scalar("select count(*) from outbox").fetch_one(&mut *old).await.expect("a snapshot");
+    let seen: i64 =
+        sqlx::query_scalar("select count(*) from outbox").fetch_one(&mut *old).await.expect("a snapshot");
     assert_eq!(seen, i64::from(ROWS));
     let mut relay = publisher(&database, &topic, &[]);
     leaves(&pool, &[]).await;

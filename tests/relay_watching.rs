@@ -131,7 +131,8 @@ async fn the_metrics_follow_events_from_the_outbox_to_the_mailbox() {
     assert!((3.0 * 3600.0..3.0 * 3700.0).contains(&waited), "{waited}");
     eventually("a broker's statistics", SOON, async || {
         let (_, text) = page(&relay, "/metrics").await?;
-        (text.contains("kafka_broker_up{broker=\"1\"} 1") && text.contains("kafka_broker_rtt_seconds{")).then_some(())
+        (text.contains("kafka_broker_up{broker=\"1\"} 1") && text.contains("kafka_broker_rtt_seconds{"))
+            .then_some(())
     })
     .await;
     assert!(!text.contains("ada@example.com"));
@@ -263,16 +264,20 @@ async fn a_trace_goes_on_from_the_request_across_the_outbox_to_the_mailbox() {
     let pool = database.pool().await;
     let mailbox = Mailbox::start(free_port().expect("a port")).await.expect("a mailbox");
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())];
-    let mut relay = Server::relay(database.url(), topic.brokers(), topic.name(), &mailbox.smtp_url(), &settings)
-        .expect("the relay starts");
+    let mut relay =
+        Server::relay(database.url(), topic.brokers(), topic.name(), &mailbox.smtp_url(), &settings)
+            .expect("the relay starts");
     order(&pool).await;
     mailbox.wait_for(1, SOON).await.expect("a mail");
     relay.terminate().await.expect("a soft stop exports what is left");
 
     let spans = collector.spans(3, SOON).await;
     let (trace, parent) = (hex(TRACE, 16), hex(PARENT, 8));
-    for name in [format!("send {}", topic.name()), format!("process {}", topic.name()), "send confirmation".into()] {
-        let span = spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name} in {spans:?}"));
+    for name in
+        [format!("send {}", topic.name()), format!("process {}", topic.name()), "send confirmation".into()]
+    {
+        let span =
+            spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name} in {spans:?}"));
         assert_eq!((&span.trace_id, &span.parent_span_id), (&trace, &parent), "{name}");
     }
     let published = spans.iter().find(|span| span.name.starts_with("send test_")).expect("published");
@@ -288,15 +293,9 @@ async fn a_collector_that_is_away_costs_no_event() {
     let topic = Topic::create(1).await;
     let pool = database.pool().await;
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")];
-    let mut relay = Server::relay_stages(
-        &["publish"],
-        database.url(),
-        topic.brokers(),
-        topic.name(),
-        NOWHERE,
-        &settings,
-    )
-    .expect("the relay starts");
+    let mut relay =
+        Server::relay_stages(&["publish"], database.url(), topic.brokers(), topic.name(), NOWHERE, &settings)
+            .expect("the relay starts");
     for _ in 0..5 {
         order(&pool).await;
     }

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 use events::{Attributes, EventId};
-use rdkafka::{ClientContext, Statistics};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};

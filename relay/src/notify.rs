@@ -83,7 +83,8 @@ impl Notify {
         let message_id = format!("<{kind}.{order}.{version}@{}>", self.mail_domain);
         let traceparent = event.attributes.traceparent.as_deref();
         let made =
-            notifications::insert(connection, kind, order, version, &message_id, &event.data, traceparent).await?;
+            notifications::insert(connection, kind, order, version, &message_id, &event.data, traceparent)
+                .await?;
         Ok(if made { Notified::Made } else { Notified::NoAddress })
     }
 }

@@ -68,7 +68,12 @@ impl Traces {
             .span_builder(format!("send {topic}"))
             .with_kind(SpanKind::Producer)
             .with_start_time(SystemTime::from(row.created_at))
-            .with_attributes(messaging("send", topic, row.event_id.to_string(), row.aggregate_id.to_string()));
+            .with_attributes(messaging(
+                "send",
+                topic,
+                row.event_id.to_string(),
+                row.aggregate_id.to_string(),
+            ));
         tracer.build_with_context(builder, &parent(context)).end();
     }
 

@@ -35,8 +35,10 @@ const CONNECTIONS: usize = 8;
 const LEASE_TIME: Duration = Duration::from_secs(15);
 /// How long an outcome is kept for a database that is away.
 const RECORD_TIME: Duration = Duration::from_secs(60);
-/// How often to look when no bell rings; what is tried again later waits for seconds anyway.
-const POLL: Duration = Duration::from_secs(5);
+/// How often to look while the bell can be heard: for what is tried again later, and waits anyway.
+const POLL: Duration = Duration::from_secs(10);
+/// How often to look while no bell can be heard.
+const POLL_WITHOUT_BELL: Duration = Duration::from_secs(1);
 
 /// What an e-mail is about; with order and version it is the dedup key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,7 @@ impl Mailer {
         let mut backoff = Backoff::for_outage();
         let mut limit = LEASE;
         while !shutdown.is_cancelled() {
+            let poll = if bell.is_connected() { POLL } else { POLL_WITHOUT_BELL };
             let wait = match self.run_once(limit, shutdown).await {
                 Ok(Pass { outage: Some(reason), .. }) => {
                     self.health.trouble(format!("SMTP: {reason}"));
@@ -136,7 +139,7 @@ impl Mailer {
                     self.health.well("sending mail");
                     backoff.reset();
                     limit = LEASE;
-                    (leased == 0).then_some(POLL)
+                    (leased == 0).then_some(poll)
                 }
                 Err(error) => {
                     self.health.trouble(format!("PostgreSQL: {error}"));

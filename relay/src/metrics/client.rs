@@ -50,7 +50,10 @@ impl ClientMetrics {
                 registry,
                 IntGauge::new("kafka_producer_queue_bytes", "Bytes of the messages that the producer holds")?,
             )?,
-            up: registered(registry, of_broker("kafka_broker_up", "1 when the producer is connected to the broker")?)?,
+            up: registered(
+                registry,
+                of_broker("kafka_broker_up", "1 when the producer is connected to the broker")?,
+            )?,
             rtt: registered(
                 registry,
                 GaugeVec::new(
@@ -102,7 +105,6 @@ impl ClientMetrics {
         }
     }
 }
-
 
 fn seconds(micros: i64) -> f64 {
     micros as f64 / 1e6

@@ -47,7 +47,8 @@ struct Look {
 impl Database {
     pub(super) fn new(pool: PgPool, asks: Asks, stages: &[Stage]) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let up = IntGauge::new("relay_database_up", "1 when the database answered the last question for metrics")?;
+        let up =
+            IntGauge::new("relay_database_up", "1 when the database answered the last question for metrics")?;
         let up = registered(&registry, up)?;
         Ok(Self {
             pool,
@@ -109,7 +110,10 @@ impl SinkGauges {
             pending: gauge("outbox_pending_events", "Committed events that are neither on Kafka nor parked")?,
             oldest: registered(
                 &registry,
-                Gauge::new("outbox_oldest_pending_age_seconds", "Age of the oldest pending event, 0 without one")?,
+                Gauge::new(
+                    "outbox_oldest_pending_age_seconds",
+                    "Age of the oldest pending event, 0 without one",
+                )?,
             )?,
             holes: gauge(
                 "outbox_holes",
@@ -150,7 +154,10 @@ impl MailGauges {
             pending: gauge("mail_pending", "E-mails that are to be sent, 100,000 at most")?,
             oldest_due: registered(
                 &registry,
-                Gauge::new("mail_oldest_due_seconds", "How long the oldest e-mail has been due, 0 when none is")?,
+                Gauge::new(
+                    "mail_oldest_due_seconds",
+                    "How long the oldest e-mail has been due, 0 when none is",
+                )?,
             )?,
             unknown: gauge("mail_unknown", "E-mails whose outcome is unknown, 100,000 at most")?,
             registry,

@@ -45,7 +45,8 @@ impl Metrics {
     pub(crate) fn new(stages: &[Stage], pool: PgPool, asks: Asks) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         // What belongs to a stage that does not run is counted nowhere and shown nowhere.
-        let (elsewhere, publish, notify, mail) = (&Registry::new(), Stage::Publish, Stage::Notify, Stage::Mail);
+        let (elsewhere, publish, notify, mail) =
+            (&Registry::new(), Stage::Publish, Stage::Notify, Stage::Mail);
         let of = |stage| if stages.contains(&stage) { &registry } else { elsewhere };
         let build = IntGaugeVec::new(
             Opts::new("relay_build_info", "Always 1; the version of this program"),
@@ -87,7 +88,10 @@ impl Metrics {
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

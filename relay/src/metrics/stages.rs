@@ -1,7 +1,9 @@
 //! The counters that the stages move themselves.
 
 use chrono::{DateTime, Utc};
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use super::{ClientMetrics, registered};
 use crate::mail::Attempt;
@@ -34,14 +36,20 @@ impl PublishMetrics {
         let failures = registered(
             registry,
             IntCounterVec::new(
-                Opts::new("outbox_publish_failures_total", "Events that Kafka did not take, by what that means"),
+                Opts::new(
+                    "outbox_publish_failures_total",
+                    "Events that Kafka did not take, by what that means",
+                ),
                 &["kind"],
             )?,
         )?;
         let circuit = registered(
             registry,
             IntGaugeVec::new(
-                Opts::new("relay_circuit_open", "1 while nothing is sent because Kafka takes nothing for now"),
+                Opts::new(
+                    "relay_circuit_open",
+                    "1 while nothing is sent because Kafka takes nothing for now",
+                ),
                 &["sink"],
             )?,
         )?;

@@ -41,7 +41,7 @@ const RENEW: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is with Kafka.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often to read while the bell can be heard: it is lost only with the process that was to ring it.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(3);
 /// How often to read while no bell can be heard.
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
 /// Kafka is in trouble when it answers nothing for so long.
