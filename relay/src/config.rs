@@ -11,7 +11,9 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::kafka;
 use crate::mail::Smtp;
+use crate::retention::Ages;
 use crate::sink::SinkName;
+use crate::traces::Traces;
 
 /// Publishes the outbox to Kafka and sends the notifications.
 #[derive(Debug, Parser)]
@@ -312,12 +314,22 @@ pub struct RunArgs {
     /// Consumer group of the notify stage.
     #[arg(long, env, default_value = "orders-notify")]
     pub notify_group: String,
-    /// Where to serve /healthz and /readyz.
+    /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
     /// Seconds after which a standby takes over from a publisher that is gone.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
+    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
+    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_retention_days: u32,
+    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
+    /// longer than the topic keeps its events, or an event that is read again makes a second e-mail.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_inbox_retention_days: u32,
+    /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// What an e-mail whose outcome is unknown becomes: sent again with the same Message-ID, or
     /// held for the operator.
     #[arg(long, env, value_enum, default_value = "resend")]
@@ -458,6 +470,9 @@ pub enum InvalidSetting {
         "SMTP_URL must look like smtp://host:port, smtps://user:password@host:465 or smtp://host?tls=required"
     )]
     SmtpUrl,
+    /// Not a collector of traces.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT must look like http://host:4318")]
+    OtlpEndpoint,
 }
 
 impl DatabaseArgs {
@@ -526,6 +541,26 @@ impl RunArgs {
     pub fn stages(&self) -> Vec<Stage> {
         let all = Stage::value_variants().iter().copied();
         all.filter(|stage| self.stages.is_empty() || self.stages.contains(stage)).collect()
+    }
+
+    /// What is old.
+    #[must_use]
+    pub(crate) fn ages(&self) -> Ages {
+        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
+        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
+    }
+
+    /// Where spans go, if anywhere.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::OtlpEndpoint`]
+    pub(crate) fn traces(&self) -> Result<Traces, InvalidSetting> {
+        match self.otlp_endpoint.as_deref() {
+            Some(endpoint) => {
+                Traces::to(endpoint, &self.kafka.kafka_topic).map_err(|_| InvalidSetting::OtlpEndpoint)
+            }
+            None => Ok(Traces::default()),
+        }
     }
 
     /// Time to live of the publisher's lease.

@@ -1,17 +1,20 @@
-//! What each stage says of itself, and the page that shows it: `/healthz` (the process is alive)
-//! and `/readyz` (503 with the reason when a stage has work and makes no progress).
+//! What each stage says of itself, and the pages that show it: `/healthz` (the process is alive),
+//! `/readyz` (503 with the reason when a stage has work and makes no progress) and `/metrics`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
 
 /// The state of all stages of this process.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +39,11 @@ impl Health {
     pub(crate) fn stage(&self, stage: &'static str) -> StageHealth {
         self.lock().insert(stage, StageState { doing: "starting", problem: None });
         StageHealth { all: self.clone(), stage }
+    }
+
+    /// Each stage, and whether it is without a problem.
+    pub(crate) fn ready(&self) -> Vec<(&'static str, bool)> {
+        self.lock().iter().map(|(stage, state)| (*stage, state.problem.is_none())).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, StageState>> {
@@ -64,20 +72,37 @@ impl StageHealth {
     }
 }
 
-/// The pages.
-pub(crate) fn router(health: Health) -> Router {
+/// What the pages show.
+#[derive(Clone)]
+struct Shown {
+    health: Health,
+    metrics: Metrics,
+}
+
+fn router(health: Health, metrics: Metrics) -> Router {
     Router::new()
         .route("/healthz", get(|| async { Json(serde_json::json!({"status": "alive"})) }))
         .route("/readyz", get(readyz))
-        .with_state(health)
+        .route("/metrics", get(counts))
+        .with_state(Shown { health, metrics })
 }
 
-async fn readyz(State(health): State<Health>) -> impl IntoResponse {
-    let stages = health.lock().clone();
+async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+    let stages = shown.health.lock().clone();
     let ready = stages.values().all(|stage| stage.problem.is_none());
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if ready { "ready" } else { "no progress" };
     (status, Json(serde_json::json!({"status": word, "stages": stages})))
+}
+
+async fn counts(State(shown): State<Shown>) -> Response {
+    match shown.metrics.render(&shown.health).await {
+        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 /// Serves the pages until shutdown.
@@ -87,7 +112,8 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
 pub(crate) async fn serve(
     listener: TcpListener,
     health: Health,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), std::io::Error> {
-    axum::serve(listener, router(health)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, router(health, metrics)).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use events::{Attributes, EventId};
-use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
 use crate::publish::row::Row;
@@ -122,7 +124,9 @@ impl Settings {
             // Above what the publisher ever hands over (`core::Limits`), so the queue is never full;
             // one more bound on memory all the same.
             .set("queue.buffering.max.messages", "100000")
-            .set("queue.buffering.max.kbytes", "98304");
+            .set("queue.buffering.max.kbytes", "98304")
+            // One client fills the gauges; the one for suspects is seldom there.
+            .set("statistics.interval.ms", if alone { "0" } else { STATISTICS_INTERVAL });
         for (key, value) in self.client().config_map() {
             config.set(key, value);
         }
@@ -139,6 +143,14 @@ impl Settings {
 /// Sends answers of Kafka to the publisher's loop.
 struct Deliveries {
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
+    counted: Mutex<Counted>,
+}
+
+impl Deliveries {
+    fn new(answers: UnboundedSender<Answer>, metrics: ClientMetrics) -> Self {
+        Self { answers, metrics, counted: Mutex::default() }
+    }
 }
 
 /// What Kafka, or the client library, said.
@@ -160,6 +172,10 @@ impl ClientContext for Deliveries {
         };
         // The receiver is gone only when the producer is being thrown away.
         let _ = self.answers.send(answer);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.metrics.take(&statistics, &mut self.counted.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -258,6 +274,7 @@ pub(crate) struct Producer {
     /// Made when the first suspect has to travel in a batch of its own.
     alone: Option<ThreadedProducer<Deliveries>>,
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
 }
 
 impl Producer {
@@ -265,11 +282,14 @@ impl Producer {
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
-    pub(crate) fn new(settings: Settings) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+    pub(crate) fn new(
+        settings: Settings,
+        metrics: &ClientMetrics,
+    ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
         let (answers, receiver) = unbounded_channel();
-        let context = Deliveries { answers: answers.clone() };
+        let context = Deliveries::new(answers.clone(), metrics.clone());
         let many = settings.producer(false).create_with_context(context)?;
-        Ok((Self { settings, many, alone: None, answers }, receiver))
+        Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone() }, receiver))
     }
 
     /// Hands an event over; its answer comes through the channel.
@@ -286,7 +306,7 @@ impl Producer {
                 none => none.insert(
                     self.settings
                         .producer(true)
-                        .create_with_context(Deliveries { answers: self.answers.clone() })?,
+                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))?,
                 ),
             }
         } else {
@@ -404,7 +424,8 @@ mod tests {
             source: "/orders".into(),
             properties: "retry.backoff.ms=1,retry.backoff.max.ms=10".parse().expect("properties"),
         };
-        let (mut producer, mut heard) = Producer::new(settings).expect("a producer");
+        let metrics = ClientMetrics::new(&prometheus::Registry::new()).expect("metrics");
+        let (mut producer, mut heard) = Producer::new(settings, &metrics).expect("a producer");
         producer.send(&Due { row: Arc::new(row(7, Uuid::from_u128(1))), alone: false });
         let input = tokio::time::timeout(Duration::from_secs(60), async {
             loop {

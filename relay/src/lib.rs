@@ -11,11 +11,14 @@ mod db;
 mod health;
 mod kafka;
 mod mail;
+mod metrics;
 mod notify;
 mod publish;
+mod retention;
 pub mod sink;
 pub mod telemetry;
 mod topic;
+mod traces;
 
 use std::io;
 
@@ -26,9 +29,11 @@ use tokio_util::sync::CancellationToken;
 use self::config::{InvalidSetting, RunArgs, Stage};
 use self::health::Health;
 use self::mail::Mailer;
+use self::metrics::{Asks, Metrics};
 use self::notify::Notifier;
 use self::publish::Publisher;
 use self::publish::core::Limits;
+use self::retention::Retention;
 
 /// Why the relay cannot start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,9 @@ pub enum RunError {
     /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// The metrics contradict each other.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
     /// A stage panicked or ended by itself.
     #[error("the {0} ended by itself")]
     Ended(&'static str),
@@ -58,10 +66,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
     let health = Health::default();
     let (database, kafka, smtp) =
         (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
+    let traces = args.traces()?;
     let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
     let listener = TcpListener::bind(args.relay_listen)
         .await
         .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
+
+    let asks = Asks { sink: args.sink.relay_sink.to_string(), holder: holder.clone() };
+    let metrics = Metrics::new(&args.stages(), db::pool(database.clone(), 1), asks)?;
 
     // Each task names itself when it ends.
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
@@ -69,6 +81,16 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
         let shutdown = shutdown.clone();
         match stage {
             Stage::Publish => {
+                let retention = Retention {
+                    pool: db::pool(database.clone(), 1),
+                    ages: args.ages(),
+                    metrics: metrics.retention.clone(),
+                };
+                let stop = shutdown.clone();
+                tasks.spawn(async move {
+                    retention.run(stop).await;
+                    "retention"
+                });
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
                     sink: args.sink.relay_sink.clone(),
@@ -77,6 +99,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     lease: args.lease(),
                     holder: holder.clone(),
                     health: health.stage("publish"),
+                    metrics: metrics.publish.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     publisher.run(shutdown).await;
@@ -90,6 +114,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     group: args.notify_group.clone(),
                     mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
+                    metrics: metrics.notify.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     notifier.run(shutdown).await;
@@ -104,6 +130,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     holder: holder.clone(),
                     on_unknown: args.mail_on_unknown,
                     health: health.stage("mail"),
+                    metrics: metrics.mail.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     mailer.run(shutdown).await;
@@ -112,7 +140,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             }
         }
     }
-    let pages = health::serve(listener, health, shutdown.clone());
+    let pages = health::serve(listener, health, metrics, shutdown.clone());
     tasks.spawn(async move {
         if let Err(error) = pages.await {
             tracing::error!(%error, "the health pages ended");
@@ -126,6 +154,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             result = Err(RunError::Ended(ended.unwrap_or("stage that panicked")));
             shutdown.cancel();
         }
+    }
+    // Exporting blocks; a collector that is away delays the end by one export.
+    if tokio::task::spawn_blocking(move || traces.flush()).await.is_err() {
+        tracing::error!("exporting the last traces failed");
     }
     result
 }

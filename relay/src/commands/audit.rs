@@ -28,8 +28,9 @@ use crate::kafka::{self, Settings};
 use crate::topic::blocking;
 use crate::topic::read::{Reader, Span};
 
-/// Rows of one read.
+/// Rows of one read, and bytes of them.
 const PAGE: usize = 2_000;
+const PAGE_BYTES: usize = 16 << 20;
 /// How far the clocks of the database, the relay and the broker may differ.
 const CLOCKS: TimeDelta = TimeDelta::minutes(1);
 
@@ -175,7 +176,7 @@ async fn compare_rows(
     let (mut next, last) = range.numbers.clone().into_inner();
     let (start, newest) = (next, audit::last_until(pool, last).await?.map_or(next, |mark| mark.seq));
     while next <= last {
-        let rows = outbox::read(pool, &[next..=last], i64::MAX - 1, PAGE).await?;
+        let rows = outbox::read(pool, &[next..=last], i64::MAX - 1, PAGE, PAGE_BYTES).await?.rows;
         let Some(end) = rows.last().map(|row| row.seq) else { break };
         for row in &rows {
             let expected = if !settled.numbers.contains(&row.seq) {

@@ -4,9 +4,11 @@ pub(crate) mod audit;
 pub(crate) mod changes;
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod gauges;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;
+pub(crate) mod retention;
 pub(crate) mod status;
 
 use std::time::Duration;

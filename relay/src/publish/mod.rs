@@ -4,6 +4,7 @@
 //! that reads, sends and checkpoints. One publisher is active per sink, by a lease; others stand by.
 
 pub(crate) mod core;
+mod flights;
 pub(crate) mod frontier;
 #[cfg(test)]
 mod frontier_model;
@@ -15,6 +16,7 @@ mod simulation;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use futures_util::future::BoxFuture;
 use rdkafka::error::KafkaError;
 use sqlx::PgPool;
@@ -23,18 +25,23 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::core::{Checkpoint, Command, Core, Input, Limits};
+use self::flights::Flights;
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::db::lease::{self, Acquired, Epoch, Fenced};
 use crate::db::outbox;
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
+use crate::metrics::PublishMetrics;
 use crate::sink::SinkName;
+use crate::traces::Traces;
 
 /// How often the lease is prolonged.
 const RENEW: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is with Kafka.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often to read while the bell can be heard: it is lost only with the process that was to ring it.
+const POLL: Duration = Duration::from_secs(3);
 /// How often to read while no bell can be heard.
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
 /// Kafka is in trouble when it answers nothing for so long.
@@ -57,6 +64,10 @@ pub(crate) struct Publisher {
     pub holder: String,
     /// Where it says how it is.
     pub health: StageHealth,
+    /// What it counts.
+    pub metrics: PublishMetrics,
+    /// The spans of its events.
+    pub traces: Traces,
 }
 
 /// Why a term, or the wait for one, ended.
@@ -167,8 +178,9 @@ impl Publisher {
         let settled = lease::published(&self.pool, &self.sink).await?;
         let parked = lease::parked_orders(&self.pool, &self.sink).await?;
         let core = Core::new(self.limits.clone(), &settled, parked);
-        let (mut producer, answers) = Producer::new(self.kafka.clone())?;
+        let (mut producer, answers) = Producer::new(self.kafka.clone(), &self.metrics.client)?;
         let ended = Term::new(self, epoch, core, answers).run(&mut producer, bell, shutdown).await;
+        self.metrics.circuit_open.set(0);
         // Closing blocks for as long as the client library takes to let go.
         let closing = tokio::task::spawn_blocking(move || producer.discard());
         if closing.await.is_err() {
@@ -190,6 +202,7 @@ struct Term<'a> {
     publisher: &'a Publisher,
     epoch: Epoch,
     core: Core,
+    flights: Flights,
     answers: UnboundedReceiver<Answer>,
     started: Instant,
     /// The read, or the look at the locks, that is under way.
@@ -211,6 +224,7 @@ impl<'a> Term<'a> {
             publisher,
             epoch,
             core,
+            flights: Flights::new(publisher.metrics.clone(), publisher.traces.clone()),
             answers,
             started: now,
             reader: None,
@@ -254,7 +268,7 @@ impl<'a> Term<'a> {
                 () = bell.heard() => self.happened(Input::Bell),
                 () = until(wake) => {}
                 _ = renew.tick() => {
-                    self.core.poll_every(if bell.is_connected() { RENEW } else { POLL_WITHOUT_BELL });
+                    self.core.poll_every(if bell.is_connected() { POLL } else { POLL_WITHOUT_BELL });
                     let trouble = self.tell_health();
                     if self.renewer.is_none() {
                         self.renewer = Some(self.renew(trouble));
@@ -281,6 +295,7 @@ impl<'a> Term<'a> {
                     if self.core.in_flight() == 1 {
                         self.kafka_answered = Instant::now();
                     }
+                    self.flights.sent(&due);
                     producer.send(&due);
                 }
                 Command::Read { open, above, limit, bytes } => {
@@ -310,16 +325,18 @@ impl<'a> Term<'a> {
     }
 
     fn answered(&mut self, answers: impl Iterator<Item = Answer>) {
-        let now = self.started.elapsed();
+        let (now, clock) = (self.started.elapsed(), Utc::now());
         for answer in answers {
             match answer {
                 Answer::Event(input) => {
                     self.kafka_answered = Instant::now();
+                    self.flights.answered(&input, clock);
                     self.core.handle(now, input);
                 }
                 Answer::Trouble(words) => self.kafka_trouble = words,
             }
         }
+        self.flights.count();
     }
 
     fn save(&self, checkpoint: Checkpoint) -> BoxFuture<'a, Fenced> {
@@ -373,6 +390,7 @@ impl<'a> Term<'a> {
             }
             None => None,
         };
+        self.publisher.metrics.circuit_open.set(i64::from(self.core.circuit_reason().is_some()));
         if self.database_answered.elapsed() > RENEW + SILENCE {
             // What the database said is told already.
         } else if let Some(trouble) = &trouble {
