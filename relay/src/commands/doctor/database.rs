@@ -18,13 +18,14 @@ const CONNECTIONS: i64 = 20;
 const CLOCKS: f64 = 1.0;
 
 /// What the relay does with each table.
-const RIGHTS: [(&str, &[&str]); 7] = [
+const RIGHTS: [(&str, &[&str]); 8] = [
     ("outbox", &["SELECT", "DELETE"]),
     ("relay_sinks", &["SELECT", "INSERT", "UPDATE"]),
-    ("relay_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("relay_dead", &["SELECT", "INSERT", "DELETE"]),
     ("relay_changes", &["SELECT", "INSERT"]),
     ("inbox", &["SELECT", "INSERT", "DELETE"]),
-    ("notifications", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("notifications", &["SELECT", "INSERT", "UPDATE"]),
+    ("relay_retention", &["SELECT", "UPDATE"]),
     ("orders", &["SELECT"]),
 ];
 
