@@ -50,6 +50,7 @@ async fn leaves(pool: &PgPool, wanted: &[i64]) {
 
 /// Starts the relay again: it looks for what is old as soon as it starts, and then every minute.
 async fn look_again(relay: &mut Server) {
+    relay.ready(SOON).await.expect("ready");
     relay.terminate().await.expect("stopped");
     relay.start_again().expect("started");
 }
