@@ -12,8 +12,8 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::mending::{
-    ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs,
-    DeadShowArgs, OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
+    ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
+    OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
 };
 use crate::kafka;
 use crate::mail::Smtp;

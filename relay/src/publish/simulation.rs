@@ -58,6 +58,8 @@ struct World {
     retries: BTreeMap<Uuid, (RetryId, i64)>,
     discarded: HashSet<i64>,
     paused: bool,
+    /// What the publisher was told last.
+    told_to_pause: bool,
     poison: HashSet<i64>,
     /// What was poisonous once, though an operator may have mended it since.
     refusable: HashSet<i64>,
@@ -97,6 +99,7 @@ impl World {
             retries: BTreeMap::new(),
             discarded: HashSet::new(),
             paused: false,
+            told_to_pause: false,
             refusable: HashSet::new(),
             poison: HashSet::new(),
             topic: Vec::new(),
@@ -268,6 +271,7 @@ impl World {
 
     /// The renewal of the lease tells what operators ask for.
     fn renew(&mut self) {
+        self.told_to_pause = self.paused;
         self.core.handle(self.now, if self.paused { Input::Pause } else { Input::Resume });
         if !self.retries.is_empty() {
             self.core.handle(self.now, Input::RetriesWait);
@@ -357,6 +361,8 @@ impl World {
 
     fn obey(&mut self) {
         while let Some(command) = self.core.next(self.now) {
+            let saves = matches!(command, Command::Checkpoint(_));
+            assert!(saves || !self.told_to_pause, "paused, and yet {command:?}");
             match command {
                 Command::Send(due) => self.flying.push(((*due.row).clone(), due.alone)),
                 Command::Checkpoint(checkpoint) => {
