@@ -10,6 +10,7 @@ use crate::EventId;
 pub const SPEC_VERSION: &str = "1.0";
 
 /// The header names. `id` repeats `ce_id` under the name that Debezium's outbox router gives it.
+/// `replayed` is there, and `true`, only on an event that an operator had published once more.
 pub mod header {
     #![allow(missing_docs)]
     pub const CONTENT_TYPE: &str = "content-type";
@@ -23,6 +24,7 @@ pub mod header {
     pub const PARTITION_KEY: &str = "ce_partitionkey";
     pub const ORDER_VERSION: &str = "ce_orderversion";
     pub const PLAIN_ID: &str = "id";
+    pub const REPLAYED: &str = "replayed";
     pub const TRACEPARENT: &str = "traceparent";
     pub const TRACESTATE: &str = "tracestate";
 }

@@ -1,5 +1,7 @@
 //! The settings: a flag or an environment variable, nothing else.
 
+mod mending;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,6 +11,10 @@ use lettre::message::Mailbox;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
+pub use self::mending::{
+    ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
+    OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
+};
 use crate::kafka;
 use crate::mail::Smtp;
 use crate::retention::Ages;
@@ -59,6 +65,27 @@ pub enum Command {
     /// The topic of the order events.
     #[command(subcommand)]
     Topic(TopicCommand),
+    /// Publish everything there is now, and exit: 0 when done, 1 when somebody else publishes, 4 when
+    /// PostgreSQL or Kafka is away.
+    #[command(after_help = "Example:\n  relay once --timeout 60")]
+    Once(Box<OnceArgs>),
+    /// Have the publisher stand still; it keeps its lease.
+    #[command(after_help = "Example:\n  relay pause --reason 'Kafka is upgraded until 18:00'")]
+    Pause(PauseArgs),
+    /// Have the publisher go on.
+    #[command(after_help = "Example:\n  relay resume")]
+    Resume(ResumeArgs),
+    /// Look at dead letters, retry or discard them.
+    #[command(subcommand)]
+    Dead(DeadCommand),
+    /// Publish once more what was published before, with the original ids and a header `replayed: true`.
+    #[command(
+        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay\n  relay replay list\n  relay replay --continue 3"
+    )]
+    Replay(Box<ReplayArgs>),
+    /// List what operators have changed, newest first.
+    #[command(after_help = "Example:\n  relay changes --limit 10 --json")]
+    Changes(ChangesArgs),
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
+/// What a stage does that stands still on request.
+const PAUSED: &str = "paused";
+
 /// The state of all stages of this process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
@@ -24,6 +27,9 @@ pub(crate) struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
 struct StageState {
     doing: &'static str,
     problem: Option<String>,
+    /// Why it was told to stand still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// One stage's own part of [`Health`].
@@ -37,7 +43,7 @@ impl Health {
     /// The part of a stage; from now on it is listed as starting.
     #[must_use]
     pub(crate) fn stage(&self, stage: &'static str) -> StageHealth {
-        self.lock().insert(stage, StageState { doing: "starting", problem: None });
+        self.lock().insert(stage, StageState { doing: "starting", ..StageState::default() });
         StageHealth { all: self.clone(), stage }
     }
 
@@ -54,7 +60,23 @@ impl Health {
 impl StageHealth {
     /// The stage works, or has nothing to do. Logs once when a trouble is over.
     pub(crate) fn well(&self, doing: &'static str) {
-        let before = self.all.lock().insert(self.stage, StageState { doing, problem: None });
+        self.tell(StageState { doing, ..StageState::default() });
+    }
+
+    /// The stage stands still because an operator wants it to: no trouble, but shown.
+    pub(crate) fn paused(&self, reason: &str) {
+        self.tell(StageState { doing: PAUSED, problem: None, reason: Some(reason.to_owned()) });
+    }
+
+    /// What keeps the stage from making progress, if so.
+    #[must_use]
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.all.lock().get(self.stage).and_then(|state| state.problem.clone())
+    }
+
+    fn tell(&self, state: StageState) {
+        let doing = state.doing;
+        let before = self.all.lock().insert(self.stage, state);
         if before.is_some_and(|state| state.problem.is_some()) {
             tracing::info!(stage = self.stage, "trouble is over: {doing}");
         }
@@ -89,9 +111,14 @@ fn router(health: Health, metrics: Metrics) -> Router {
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     let stages = shown.health.lock().clone();
-    let ready = stages.values().all(|stage| stage.problem.is_none());
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let word = if ready { "ready" } else { "no progress" };
+    let (status, word) = if stages.values().any(|stage| stage.problem.is_some()) {
+        (StatusCode::SERVICE_UNAVAILABLE, "no progress")
+    } else if stages.values().any(|stage| stage.doing == PAUSED) {
+        // Somebody wants it so: whoever waits for 200 has nothing to mend.
+        (StatusCode::OK, PAUSED)
+    } else {
+        (StatusCode::OK, "ready")
+    };
     (status, Json(serde_json::json!({"status": word, "stages": stages})))
 }
 

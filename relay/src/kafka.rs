@@ -275,9 +275,23 @@ pub(crate) struct Producer {
     alone: Option<ThreadedProducer<Deliveries>>,
     answers: UnboundedSender<Answer>,
     metrics: ClientMetrics,
+    /// Whether events are marked as repeats that somebody asked for.
+    replay: bool,
 }
 
 impl Producer {
+    /// The same as [`Producer::new`] for events that were published before; they say so.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub(crate) fn for_replay(
+        settings: Settings,
+        metrics: &ClientMetrics,
+    ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+        let (producer, answers) = Self::new(settings, metrics)?;
+        Ok((Self { replay: true, ..producer }, answers))
+    }
+
     /// A producer and the channel of its answers.
     ///
     /// # Errors
@@ -289,7 +303,7 @@ impl Producer {
         let (answers, receiver) = unbounded_channel();
         let context = Deliveries::new(answers.clone(), metrics.clone());
         let many = settings.producer(false).create_with_context(context)?;
-        Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone() }, receiver))
+        Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone(), replay: false }, receiver))
     }
 
     /// Hands an event over; its answer comes through the channel.
@@ -312,6 +326,8 @@ impl Producer {
         } else {
             &self.many
         };
+        let headers = events::kafka::headers(&attributes(&due.row, &self.settings.source));
+        let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
         let key = due.row.aggregate_id.to_string();
         let record = BaseRecord::with_opaque_to(
             &self.settings.topic,
@@ -319,7 +335,7 @@ impl Producer {
         )
         .key(&key)
         .payload(&due.row.payload)
-        .headers(events::kafka::headers(&attributes(&due.row, &self.settings.source)));
+        .headers(headers);
         producer.send(record).map_err(|(error, _)| error)
     }
 

@@ -58,6 +58,11 @@ pub enum RunError {
     Ended(&'static str),
 }
 
+/// The name under which this process holds leases.
+fn holder() -> String {
+    format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..))
+}
+
 /// Runs the stages until shutdown. The first to end ends the others.
 ///
 /// # Errors
@@ -67,7 +72,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
     let (database, kafka, smtp) =
         (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
     let traces = args.traces()?;
-    let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
+    let holder = holder();
     let listener = TcpListener::bind(args.relay_listen)
         .await
         .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
@@ -98,6 +103,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     limits: Limits::default(),
                     lease: args.lease(),
                     holder: holder.clone(),
+                    once: false,
                     health: health.stage("publish"),
                     metrics: metrics.publish.clone(),
                     traces: traces.clone(),

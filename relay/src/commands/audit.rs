@@ -236,7 +236,7 @@ fn shown(tally: &Tally) -> String {
     for (n, words) in [
         (tally.repeats, "repeats on the topic, which is allowed"),
         (tally.pending, "events were not published yet when the audit began"),
-        (tally.parked, "events are among the dead letters"),
+        (tally.parked, "events are dead letters, or were discarded"),
         (tally.expired, "events are so old that the topic's retention may have removed them"),
         (tally.out_of_range, "messages are older or younger than what was compared"),
         (tally.moved, "orders moved to another partition, when partitions were added"),

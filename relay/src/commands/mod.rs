@@ -2,11 +2,16 @@
 //! one thing and prints it, for people or as JSON.
 
 mod audit;
+mod changes;
 mod config;
+mod dead;
 mod doctor;
 mod explain;
 mod finding;
 mod manual;
+mod once;
+mod pause;
+mod replay;
 mod status;
 mod text;
 mod topic;
@@ -16,8 +21,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Command, ConfigCommand, InvalidSetting};
+use crate::sink::SinkName;
 
 /// How a command ended that did what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +82,12 @@ impl From<io::Error> for CommandError {
     }
 }
 
+impl From<prometheus::Error> for CommandError {
+    fn from(error: prometheus::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 impl From<serde_json::Error> for CommandError {
     fn from(error: serde_json::Error) -> Self {
         Self::Failed(error.to_string())
@@ -114,10 +127,30 @@ pub async fn run(command: Command) -> Result<Ended, CommandError> {
         Command::Audit(args) => audit::run(*args).await,
         Command::Doctor(args) => doctor::run(*args).await,
         Command::Topic(command) => topic::run(command).await,
+        Command::Once(args) => once::once(&args).await,
+        Command::Pause(args) => pause::pause(&args).await,
+        Command::Resume(args) => pause::resume(&args).await,
+        Command::Dead(command) => dead::run(&command).await,
+        Command::Replay(args) => replay::run(&args).await,
+        Command::Changes(args) => changes::list(&args).await,
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(&folder),
     }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn stop_signal() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} },
+        // Without handlers the signals end the process as they always do.
+        _ => std::future::pending().await,
+    }
+}
+
+/// The sink has never published: a wrong name, most of the time.
+fn unknown_sink(sink: &SinkName) -> CommandError {
+    CommandError::Failed(format!("no relay has published under the name `{sink}` yet: is --sink right?"))
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no failure.

@@ -13,7 +13,7 @@ use crate::publish::frontier::Numbers;
 pub(crate) struct Settled {
     /// Acknowledged, parked or rolled back.
     pub numbers: Numbers,
-    /// The parked ones among them.
+    /// The parked ones among them, and those that were discarded: Kafka has none of them.
     pub parked: HashSet<i64>,
 }
 
@@ -26,7 +26,8 @@ pub(crate) async fn settled(pool: &PgPool, sink: &str) -> Result<Settled, sqlx::
         r#"
         select array(select lower(range) from unnest(published) as range order by 1) as "from!",
                array(select upper(range) - 1 from unnest(published) as range order by 1) as "to!",
-               array(select seq from relay_dead where sink = $1) as "parked!"
+               array(select seq from relay_dead where sink = $1
+                     union all select seq from relay_discarded where sink = $1) as "parked!"
         from relay_sinks where sink = $1
         "#,
         sink,

@@ -135,7 +135,13 @@ pub(crate) async fn events(pool: &PgPool, sink: &str, order: Uuid) -> Result<Vec
         Event,
         r#"
         with row as (select * from outbox where aggregate_id = $2),
-             dead as (select * from relay_dead where sink = $1 and aggregate_id = $2),
+             dead as (select seq, event_id, version, type, headers, created_at, cause, detail, parked_at
+                      from relay_dead where sink = $1 and aggregate_id = $2
+                      union all
+                      select seq, event_id, version, event ->> 'type', (event -> 'headers')::jsonb,
+                             (event ->> 'created_at')::timestamptz, 'discarded', discarded_by || ': ' || reason,
+                             discarded_at
+                      from relay_discarded where sink = $1 and aggregate_id = $2),
              seen as (select * from inbox where consumer = 'notify' and aggregate_id = $2),
              id as (select event_id, version from row union select event_id, version from dead
                     union select event_id, version from seen)

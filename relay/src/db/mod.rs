@@ -2,12 +2,14 @@
 
 pub(crate) mod audit;
 pub(crate) mod changes;
+pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod gauges;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;
+pub(crate) mod replays;
 pub(crate) mod retention;
 pub(crate) mod status;
 

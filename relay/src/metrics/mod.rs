@@ -88,6 +88,14 @@ impl Metrics {
     }
 }
 
+/// What a command's publisher counts: nobody asks for it.
+///
+/// # Errors
+/// As [`Metrics::new`].
+pub(crate) fn unseen(sink: &str) -> Result<PublishMetrics, prometheus::Error> {
+    PublishMetrics::new(&Registry::new(), sink)
+}
+
 fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     metric: C,

@@ -28,8 +28,8 @@ use self::core::{Checkpoint, Command, Core, Input, Limits};
 use self::flights::Flights;
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
-use crate::db::lease::{self, Acquired, Epoch, Fenced};
-use crate::db::outbox;
+use crate::db::lease::{self, Acquired, Epoch, Fenced, Renewed, Standing};
+use crate::db::{dead, outbox};
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
 use crate::metrics::PublishMetrics;
@@ -62,12 +62,31 @@ pub(crate) struct Publisher {
     pub lease: Duration,
     /// The name under which it holds the lease.
     pub holder: String,
+    /// Whether a term ends when everything is published that was there when it began.
+    pub once: bool,
     /// Where it says how it is.
     pub health: StageHealth,
     /// What it counts.
     pub metrics: PublishMetrics,
     /// The spans of its events.
     pub traces: Traces,
+}
+
+/// What the publisher listens to.
+#[derive(Debug)]
+pub(crate) struct Bells {
+    /// Something was committed.
+    outbox: Bell,
+    /// The lease is free, or an operator asks for something.
+    lease: Bell,
+}
+
+impl Bells {
+    /// Bells that hear nothing until they listen.
+    #[must_use]
+    pub(crate) fn new() -> Self {
+        Self { outbox: Bell::new(events::OUTBOX_CHANNEL), lease: Bell::new(bell::LEASE) }
+    }
 }
 
 /// Why a term, or the wait for one, ended.
@@ -95,19 +114,18 @@ pub(crate) enum PublishError {
 impl Publisher {
     /// Publishes, or stands by, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let bell = Bell::new(events::OUTBOX_CHANNEL);
-        let lease_bell = Bell::new(bell::LEASE);
+        let bells = Bells::new();
         tokio::select! {
-            () = bell.listen(self.pool.clone()) => {}
-            () = lease_bell.listen(self.pool.clone()) => {}
-            () = self.terms(&bell, &lease_bell, &shutdown) => {}
+            () = bells.outbox.listen(self.pool.clone()) => {}
+            () = bells.lease.listen(self.pool.clone()) => {}
+            () = self.terms(&bells, &shutdown) => {}
         }
     }
 
-    async fn terms(&self, bell: &Bell, lease_bell: &Bell, shutdown: &CancellationToken) {
+    async fn terms(&self, bells: &Bells, shutdown: &CancellationToken) {
         let mut backoff = Backoff::for_outage();
         while !shutdown.is_cancelled() {
-            let wait = match self.run_once(bell, shutdown).await {
+            let wait = match self.run_once(bells, shutdown).await {
                 Ok(Outcome::Stopped) => return,
                 Ok(Outcome::Standby(left)) => {
                     backoff.reset();
@@ -125,7 +143,7 @@ impl Publisher {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = lease_bell.heard() => {}
+                () = bells.lease.heard() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -137,7 +155,7 @@ impl Publisher {
     /// When the term cannot begin.
     pub(crate) async fn run_once(
         &self,
-        bell: &Bell,
+        bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Outcome, PublishError> {
         let epoch = match lease::acquire(&self.pool, &self.sink, &self.holder, self.lease).await? {
@@ -147,7 +165,7 @@ impl Publisher {
         tracing::info!(relay.sink = %self.sink, relay.holder = self.holder, "publishing");
         let mut backoff = Backoff::for_outage();
         loop {
-            match self.lead(epoch, bell, shutdown).await? {
+            match self.lead(epoch, bells, shutdown).await? {
                 Ended::Lost => return Ok(Outcome::Lost),
                 Ended::Drained => {
                     if let Err(error) = self.give_up(epoch).await {
@@ -172,14 +190,23 @@ impl Publisher {
     async fn lead(
         &self,
         epoch: Epoch,
-        bell: &Bell,
+        bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Ended, PublishError> {
+        let Renewed::Held(standing) = lease::renew(&self.pool, &self.sink, epoch, self.lease, None).await?
+        else {
+            return Ok(Ended::Lost);
+        };
         let settled = lease::published(&self.pool, &self.sink).await?;
         let parked = lease::parked_orders(&self.pool, &self.sink).await?;
-        let core = Core::new(self.limits.clone(), &settled, parked);
+        let mut core = Core::new(self.limits.clone(), &settled, parked);
+        if self.once {
+            core.handle(Duration::ZERO, Input::DrainWhenPublished);
+        }
         let (mut producer, answers) = Producer::new(self.kafka.clone(), &self.metrics.client)?;
-        let ended = Term::new(self, epoch, core, answers).run(&mut producer, bell, shutdown).await;
+        let mut term = Term::new(self, epoch, core, answers);
+        term.stands(standing);
+        let ended = term.run(&mut producer, bells, shutdown).await;
         self.metrics.circuit_open.set(0);
         // Closing blocks for as long as the client library takes to let go.
         let closing = tokio::task::spawn_blocking(move || producer.discard());
@@ -210,7 +237,9 @@ struct Term<'a> {
     /// The checkpoint that is under way.
     saver: Option<BoxFuture<'a, Fenced>>,
     /// The renewal of the lease that is under way.
-    renewer: Option<BoxFuture<'a, Fenced>>,
+    renewer: Option<BoxFuture<'a, Renewed>>,
+    /// Why an operator has it stand still.
+    paused: Option<String>,
     /// When the database was last heard of, and Kafka.
     database_answered: Instant,
     kafka_answered: Instant,
@@ -230,13 +259,14 @@ impl<'a> Term<'a> {
             reader: None,
             saver: None,
             renewer: None,
+            paused: None,
             database_answered: now,
             kafka_answered: now,
             kafka_trouble: "no answer".to_owned(),
         }
     }
 
-    async fn run(mut self, producer: &mut Producer, bell: &Bell, shutdown: &CancellationToken) -> Ended {
+    async fn run(mut self, producer: &mut Producer, bells: &Bells, shutdown: &CancellationToken) -> Ended {
         let mut heard = Vec::new();
         let mut renew = tokio::time::interval(RENEW);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -259,16 +289,21 @@ impl<'a> Term<'a> {
                     }
                     self.happened(Input::Saved);
                 }
-                fenced = finish(&mut self.renewer) => {
+                renewed = finish(&mut self.renewer) => {
                     self.database_answered = Instant::now();
-                    if fenced == Fenced::Lost {
-                        return Ended::Lost;
+                    match renewed {
+                        Renewed::Held(standing) => self.stands(standing),
+                        Renewed::Lost => return Ended::Lost,
                     }
                 }
-                () = bell.heard() => self.happened(Input::Bell),
+                () = bells.outbox.heard() => self.happened(Input::Bell),
+                () = bells.lease.heard(), if self.renewer.is_none() => {
+                    let trouble = self.tell_health();
+                    self.renewer = Some(self.renew(trouble));
+                }
                 () = until(wake) => {}
                 _ = renew.tick() => {
-                    self.core.poll_every(if bell.is_connected() { POLL } else { POLL_WITHOUT_BELL });
+                    self.core.poll_every(if bells.outbox.is_connected() { POLL } else { POLL_WITHOUT_BELL });
                     let trouble = self.tell_health();
                     if self.renewer.is_none() {
                         self.renewer = Some(self.renew(trouble));
@@ -305,6 +340,12 @@ impl<'a> Term<'a> {
                             let read = outbox::read(&pool, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
+                    }));
+                }
+                Command::ReadRetries { limit, bytes } => {
+                    let sink = &self.publisher.sink;
+                    self.reader = Some(self.database("reading dead letters", move |pool| async move {
+                        dead::retries(&pool, sink, limit, bytes).await.map(Input::Retries)
                     }));
                 }
                 Command::LookUpHolders => {
@@ -351,7 +392,30 @@ impl<'a> Term<'a> {
         })
     }
 
-    fn renew(&self, trouble: Option<String>) -> BoxFuture<'a, Fenced> {
+    /// Takes what an operator asks for, as the sink's row tells it.
+    fn stands(&mut self, standing: Standing) {
+        match (&self.paused, &standing.paused) {
+            (None, Some(reason)) => {
+                tracing::warn!(reason, "paused by an operator");
+                // Nobody waits for the end of a pause in a cron job.
+                self.happened(if self.publisher.once { Input::Drain } else { Input::Pause });
+            }
+            (Some(_), None) => {
+                tracing::info!("resumed by an operator");
+                self.happened(Input::Resume);
+            }
+            _ => {}
+        }
+        if standing.retries {
+            self.happened(Input::RetriesWait);
+        }
+        if self.paused != standing.paused {
+            self.paused = standing.paused;
+            let _ = self.tell_health();
+        }
+    }
+
+    fn renew(&self, trouble: Option<String>) -> BoxFuture<'a, Renewed> {
         let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
         self.database("renewing the lease", move |pool| {
             let trouble = trouble.clone();
@@ -383,7 +447,9 @@ impl<'a> Term<'a> {
     fn tell_health(&self) -> Option<String> {
         let health = &self.publisher.health;
         let unanswered = self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE;
+        let stands = self.paused.is_some() && self.core.in_flight() == 0;
         let trouble = match self.core.circuit_reason() {
+            _ if stands => None,
             Some(reason) => Some(format!("Kafka: {reason}")),
             None if unanswered => {
                 Some(format!("Kafka: {} events unanswered: {}", self.core.in_flight(), self.kafka_trouble))
@@ -393,6 +459,8 @@ impl<'a> Term<'a> {
         self.publisher.metrics.circuit_open.set(i64::from(self.core.circuit_reason().is_some()));
         if self.database_answered.elapsed() > RENEW + SILENCE {
             // What the database said is told already.
+        } else if stands {
+            health.paused(self.paused.as_deref().unwrap_or_default());
         } else if let Some(trouble) = &trouble {
             health.trouble(trouble.clone());
         } else {

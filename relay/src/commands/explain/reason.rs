@@ -40,7 +40,11 @@ fn parked(event: &Event, cause: &str, all: &[Event]) -> String {
             "Kafka refused it for good: {detail}. When the cause is mended: `relay dead retry`; to give it up: `relay dead discard`"
         );
     }
-    let first = all.iter().filter(|other| other.cause.is_some()).map(|other| other.version).min();
+    if cause == "discarded" {
+        return format!("given up for good by {detail}; subscribers see a gap at this version");
+    }
+    let stuck = |other: &&Event| other.cause.as_deref().is_some_and(|cause| cause != "discarded");
+    let first = all.iter().filter(stuck).map(|other| other.version).min();
     match first {
         Some(version) if version < event.version => format!(
             "it waits behind version {version} of its order, which is parked: see `relay explain` of that event, or `relay dead list`"
