@@ -8,7 +8,7 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help install demo test bench check fmt fuzz compose-check sqlx
+.PHONY: help install demo test bench bench-api bench-relay check fmt fuzz compose-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,9 +24,16 @@ test: install ## Run every test against a real PostgreSQL and a real Kafka
 	cargo build --workspace --bins
 	target/debug/demo services -- cargo test --workspace
 
-bench: ## Measure the API beside pgbench, on one PostgreSQL in one run; ARGS=--quick for a first look
+bench: bench-api bench-relay ## Measure the API and the relay, each beside its limits; ARGS=--quick for a first look
+
+bench-api: ## The API beside pgbench, on one PostgreSQL
 	@demo/install bench
 	cargo bench --package orders --bench api -- $(ARGS)
+
+bench-relay: ## The relay beside a bare producer loop and a plain poller, on one PostgreSQL and one Kafka
+	@demo/install bench
+	cargo build --release --package relay --bin relay
+	cargo bench --package orders --bench relay -- $(ARGS)
 
 check: install ## Format, lints and documentation, warnings denied
 	cargo fmt --all --check

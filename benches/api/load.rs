@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::Outcome;
+use crate::shared::Outcome;
+use crate::shared::figures::Percentiles;
 
 /// What is done at a point.
 pub(crate) enum Load {
@@ -52,12 +53,10 @@ impl fmt::Display for Load {
     }
 }
 
-/// What a generator saw. Orders or requests per second; latencies in milliseconds.
+/// What a generator saw. Orders or requests per second.
 pub(crate) struct Seen {
     pub(crate) rate: f64,
-    pub(crate) p50: f64,
-    pub(crate) p99: f64,
-    pub(crate) p999: f64,
+    pub(crate) latency: Percentiles,
     /// Answers that were not the ones asked for, and connections that broke.
     pub(crate) errors: u64,
 }
@@ -95,9 +94,11 @@ pub(crate) async fn wrk(
     let milliseconds = |micros: u32| f64::from(micros) / 1e3;
     Ok(Seen {
         rate: result.requests as f64 / (result.micros as f64 / 1e6),
-        p50: milliseconds(result.p50),
-        p99: milliseconds(result.p99),
-        p999: milliseconds(result.p999),
+        latency: Percentiles {
+            p50: milliseconds(result.p50),
+            p99: milliseconds(result.p99),
+            p999: milliseconds(result.p999),
+        },
         errors: result.refused + result.broken,
     })
 }
@@ -132,13 +133,8 @@ pub(crate) async fn pgbench(
         // client, transaction, microseconds, …
         micros.extend(log.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<u32>().ok()));
     }
-    micros.sort_unstable();
-    let at = |share: f64| {
-        let index = (micros.len() as f64 * share) as usize;
-        micros.get(index.min(micros.len().saturating_sub(1))).map_or(0.0, |micros| f64::from(*micros) / 1e3)
-    };
     let rate = tps.ok_or("pgbench did not say how many transactions it ran")? * f64::from(orders);
-    Ok(Seen { rate, p50: at(0.5), p99: at(0.99), p999: at(0.999), errors: 0 })
+    Ok(Seen { rate, latency: Percentiles::of(micros), errors: 0 })
 }
 
 /// Debian keeps it beside the server, outside the search path.

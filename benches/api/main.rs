@@ -1,46 +1,27 @@
 //! The API beside its limits, in one run and on one PostgreSQL: what pgbench gets out of the same
-//! schema, and what wrk gets out of the API. Prints a table and whether each target is met; a
-//! missed target fails nothing, because times depend on the machine.
+//! schema, and what wrk gets out of the API. Prints a table and whether each target is met.
 
 mod load;
 mod place;
-mod report;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod targets;
 
-use std::error::Error;
-use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 
 use crate::load::{Load, Mode};
-use crate::place::Place;
-use crate::report::{Point, Report};
-
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use crate::place::{Place, Sample};
+use crate::shared::Outcome;
+use crate::shared::report::{Column, Report};
+use crate::shared::run::Options;
 
 /// Measures the REST API beside pgbench.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Seconds per point and round
-    #[arg(long, env = "BENCH_SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=600))]
-    seconds: u64,
-    /// How often every point is visited; the medians are shown
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=99))]
-    rounds: u64,
-    /// One round of two seconds per point
-    #[arg(long)]
-    quick: bool,
-    /// Only the points whose name contains one of these, separated by commas
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// JSON instead of the table
-    #[arg(long)]
-    json: bool,
-    /// Given by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// In the order in which they are visited, so that what is compared lies close together.
@@ -66,60 +47,29 @@ fn loads() -> Vec<Load> {
     ]
 }
 
-async fn measure(cli: &Cli) -> Outcome<()> {
-    let (seconds, rounds) = if cli.quick { (2, 1) } else { (cli.seconds, cli.rounds) };
-    let mut points: Vec<Point> = loads()
-        .into_iter()
-        .filter(|load| {
-            cli.only.is_empty() || cli.only.iter().any(|part| load.to_string().contains(part.as_str()))
-        })
-        .map(Point::new)
-        .collect();
+const COLUMNS: &[Column<Sample>] = &[
+    Column { heading: "per second", name: "ratePerSecond", digits: 0, of: |s| Some(s.seen.rate) },
+    Column { heading: "p50", name: "p50Milliseconds", digits: 2, of: |s| Some(s.seen.latency.p50) },
+    Column { heading: "p99", name: "p99Milliseconds", digits: 2, of: |s| Some(s.seen.latency.p99) },
+    Column { heading: "p99.9", name: "p999Milliseconds", digits: 2, of: |s| Some(s.seen.latency.p999) },
+    Column { heading: "commits/order", name: "commitsPerOrder", digits: 3, of: |s| s.commits_per_order },
+    Column { heading: "MB", name: "memoryMegabytes", digits: 0, of: |s| s.memory },
+];
+
+async fn measure(options: &Options) -> Outcome<()> {
+    let mut points = options.points(loads());
+    if points.is_empty() {
+        return Ok(());
+    }
     let place = Place::start().await?;
-    for round in 1..=rounds {
-        // There and back again: what warms up or fills up with time favours no point.
-        let mut visits: Vec<&mut Point> = points.iter_mut().collect();
-        if round % 2 == 0 {
-            visits.reverse();
-        }
-        for point in visits {
-            if std::io::stderr().is_terminal() {
-                eprint!("\r\x1b[Kround {round} of {rounds}: {}", point.load);
-            }
-            point.samples.push(place.visit(&point.load, Duration::from_secs(seconds)).await?);
-        }
-    }
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
-    }
-    let report = Report { seconds, rounds, points };
-    if cli.json {
-        println!("{}", serde_json::to_string_pretty(&report.to_json())?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    options.visit(&mut points, async |load| place.visit(load, options.duration()).await).await?;
+    let targets = targets::all(&points);
+    Report { bench: "API", options, points, columns: COLUMNS, errors: |sample| sample.seen.errors, targets }
+        .print()
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if !cli.bench {
-        // `cargo test --all-targets` comes here too, and must not take minutes.
-        eprintln!("this measures: run it with `make bench`");
-        return ExitCode::SUCCESS;
-    }
-    let outcome = measure(&cli).await;
-    demo::guard::finish();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut cause: Option<&dyn Error> = Some(error.as_ref());
-            while let Some(error) = cause {
-                eprintln!("error: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    let options = Cli::parse().options;
+    options.run(measure(&options)).await
 }

@@ -10,8 +10,9 @@ use demo::services::Postgres;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
-use crate::Outcome;
 use crate::load::{self, Load, Mode, Seen};
+use crate::shared::Outcome;
+use crate::shared::process::resident;
 
 /// Before each measurement: statements are prepared, files grow, caches fill.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -142,12 +143,4 @@ impl Place {
         connection.close().await?;
         Ok(())
     }
-}
-
-/// Resident memory in megabytes.
-async fn resident(pid: u32) -> Option<f64> {
-    let output =
-        tokio::process::Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output().await;
-    let kilobytes: f64 = String::from_utf8(output.ok()?.stdout).ok()?.trim().parse().ok()?;
-    Some(kilobytes / 1024.0)
 }

@@ -2,68 +2,28 @@
 //! after one another, and the median over the rounds is what counts: the speed of the machine and
 //! its neighbours cancel out.
 
-use std::fmt;
-
 use crate::load::{Load, Mode};
 use crate::place::Sample;
-use crate::report::{Point, median};
-
-#[derive(Clone, Copy)]
-pub(crate) enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
-    /// Shown and not judged.
-    None,
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AtLeast(value) => write!(f, ">= {value}"),
-            Self::AtMost(value) => write!(f, "<= {value}"),
-            Self::None => Ok(()),
-        }
-    }
-}
-
-pub(crate) struct Target {
-    pub(crate) what: &'static str,
-    /// `None` when one of its points was left out.
-    pub(crate) value: Option<f64>,
-    pub(crate) bound: Bound,
-}
-
-impl Target {
-    /// `None` when there is nothing to judge.
-    pub(crate) fn met(&self) -> Option<bool> {
-        match (self.value?, self.bound) {
-            (value, Bound::AtLeast(bound)) => Some(value >= bound),
-            (value, Bound::AtMost(bound)) => Some(value <= bound),
-            (_, Bound::None) => None,
-        }
-    }
-}
+use crate::shared::figures::{by_round, median};
+use crate::shared::run::{Point, samples};
+use crate::shared::target::{Bound, Target};
 
 /// All targets, in the order in which they are shown.
-pub(crate) fn all(points: &[Point]) -> Vec<Target> {
+pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
     use Bound::{AtLeast, AtMost};
     use Mode::{Health, New, Repeated};
     let api = |mode, connections| {
-        find(
+        samples(
             points,
             move |load| matches!(load, Load::Api { mode: m, connections: c } if *m == mode && *c == connections),
         )
     };
     let pgbench = |start: &'static str| {
-        find(points, move |load| matches!(load, Load::Pgbench { name, .. } if name.starts_with(start)))
+        samples(points, move |load| matches!(load, Load::Pgbench { name, .. } if name.starts_with(start)))
     };
-    let rate = |sample: &Sample| sample.seen.rate;
-    let p50 = |sample: &Sample| sample.seen.p50;
-    let by_round = |a: &[Sample], b: &[Sample], ratio: &dyn Fn(&Sample, &Sample) -> f64| {
-        median(a.iter().zip(b).map(|(a, b)| ratio(a, b)).collect())
-    };
-    let rates = |a: &[Sample], b: &[Sample]| by_round(a, b, &|a, b| rate(a) / rate(b));
-    let target = |what, value, bound| Target { what, value, bound };
+    let p50 = |sample: &Sample| sample.seen.latency.p50;
+    let rates = |a: &[Sample], b: &[Sample]| by_round(a, b, |a, b| a.seen.rate / b.seen.rate);
+    let target = Target::new;
 
     let busy = api(New, 128);
     let many = api(New, 1024);
@@ -91,7 +51,7 @@ pub(crate) fn all(points: &[Point]) -> Vec<Target> {
         ),
         target(
             "p99 / p50 at 128 connections",
-            median(busy.iter().map(|s| s.seen.p99 / s.seen.p50).collect()),
+            median(busy.iter().map(|s| s.seen.latency.p99 / s.seen.latency.p50).collect()),
             AtMost(5.0),
         ),
         target(
@@ -108,9 +68,4 @@ pub(crate) fn all(points: &[Point]) -> Vec<Target> {
             AtMost(100.0),
         ),
     ]
-}
-
-/// What the visits to a point gave; nothing when it was left out.
-fn find(points: &[Point], is: impl Fn(&Load) -> bool) -> &[Sample] {
-    points.iter().find(|point| is(&point.load)).map_or(&[], |point| &point.samples)
 }

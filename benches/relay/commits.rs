@@ -1,0 +1,233 @@
+//! Commits at a fixed rate, and how long after its commit a consumer has each event. Open loop: the
+//! next commit does not wait for the events before it.
+//!
+//! Rows go straight into the outbox, each commit a transaction of its own, and the bell is rung as
+//! the API rings it. A latency begins when the commit has returned to the writer and ends when a
+//! consumer of this process has the message in hand; Kafka's acknowledgement lies in between.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgConnection};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::kafka::Topic;
+use crate::shared::Outcome;
+use crate::shared::figures::Percentiles;
+
+/// Before what is measured.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// How long what was committed may take to arrive after the last commit.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Connections that commit one event at a time. Groups have one, as in the API.
+const WRITERS: usize = 32;
+/// The shortest time between two rings, as in the API.
+const QUIET: Duration = Duration::from_millis(2);
+
+pub(crate) struct Seen {
+    /// Commits, or events in groups, that were really made.
+    pub(crate) per_second: f64,
+    pub(crate) latency: Percentiles,
+    /// All events, warm-up included.
+    pub(crate) events: u64,
+    /// Events that did not come, or came more than once.
+    pub(crate) errors: u64,
+}
+
+/// When an event was committed and when it was received, in microseconds; 0 is not yet.
+#[derive(Default)]
+struct Times {
+    committed: AtomicU64,
+    received: AtomicU64,
+}
+
+struct Run {
+    start: Instant,
+    per_second: u64,
+    at_once: usize,
+    /// The first event that nobody has taken to commit.
+    next: Mutex<usize>,
+    times: Vec<Times>,
+    repeats: AtomicU64,
+    arrived: AtomicUsize,
+    bell: Notify,
+}
+
+pub(crate) async fn measure(
+    database: &PgConnectOptions,
+    topic: &Topic,
+    per_second: u64,
+    at_once: usize,
+    duration: Duration,
+) -> Outcome<Seen> {
+    let warm_up = usize::try_from(per_second * WARM_UP.as_secs())?;
+    let events = warm_up + usize::try_from(per_second * duration.as_secs())?;
+    let writers = if at_once == 1 { WRITERS } else { 1 };
+    let mut connections = Vec::new();
+    for _ in 0..writers {
+        connections.push(database.connect().await?);
+    }
+    let bell = database.clone().options([("synchronous_commit", "off")]).connect().await?;
+    let consumer = topic.consumer()?;
+
+    let run = Arc::new(Run {
+        start: Instant::now(),
+        per_second,
+        at_once,
+        next: Mutex::new(0),
+        times: (0..events).map(|_| Times::default()).collect(),
+        repeats: AtomicU64::new(0),
+        arrived: AtomicUsize::new(0),
+        bell: Notify::new(),
+    });
+    let end = CancellationToken::new();
+    let receiver = {
+        let (run, end) = (Arc::clone(&run), end.clone());
+        tokio::task::spawn_blocking(move || run.receive(&consumer, &end))
+    };
+    let mut writing = JoinSet::new();
+    for connection in connections {
+        let run = Arc::clone(&run);
+        writing.spawn(async move { run.write(connection).await });
+    }
+    let all = async {
+        while let Some(written) = writing.join_next().await {
+            written??;
+        }
+        let until = Instant::now() + PATIENCE;
+        while run.arrived.load(Ordering::Relaxed) < events && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    };
+    let outcome = tokio::select! { all = all => all, rung = run.ring(bell) => rung };
+    end.cancel();
+    receiver.await??;
+    outcome?;
+    run.seen(warm_up)
+}
+
+impl Run {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The events to commit next: the one that is due next, or all that are due if they may go together.
+    fn take(&self) -> Range<usize> {
+        let due = (self.start.elapsed().as_secs_f64() * self.per_second as f64) as usize;
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = due.clamp(*next + 1, *next + self.at_once).min(self.times.len());
+        std::mem::replace(&mut *next, end)..end
+    }
+
+    async fn write(&self, mut connection: PgConnection) -> Outcome<()> {
+        loop {
+            let taken = self.take();
+            if taken.is_empty() {
+                return Ok(());
+            }
+            let due = Duration::from_secs_f64(taken.start as f64 / self.per_second as f64);
+            tokio::time::sleep_until(self.start + due).await;
+            insert(&mut connection, taken.clone()).await?;
+            let now = self.now();
+            for event in &self.times[taken] {
+                event.committed.store(now, Ordering::Relaxed);
+            }
+            self.bell.notify_one();
+        }
+    }
+
+    /// As src/bell.rs does it.
+    async fn ring(&self, mut connection: PgConnection) -> Outcome<()> {
+        loop {
+            self.bell.notified().await;
+            let rung = Instant::now();
+            sqlx::query("select pg_notify($1, '')")
+                .bind(events::OUTBOX_CHANNEL)
+                .execute(&mut connection)
+                .await?;
+            tokio::time::sleep_until(rung + QUIET).await;
+        }
+    }
+
+    fn receive(&self, consumer: &BaseConsumer, end: &CancellationToken) -> Outcome<()> {
+        while !end.is_cancelled() {
+            match consumer.poll(Duration::from_millis(50)) {
+                None | Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(message)) => {
+                    let now = self.now();
+                    let key = message.key().and_then(|key| Uuid::try_parse_ascii(key).ok());
+                    let number = key.ok_or("a message without the key of an order")?.as_u64_pair().1;
+                    let event = self.times.get(usize::try_from(number)?).ok_or("a foreign message")?;
+                    if event.received.swap(now, Ordering::Relaxed) == 0 {
+                        self.arrived.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        self.repeats.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(&self, warm_up: usize) -> Outcome<Seen> {
+        let (mut latencies, mut first, mut last) = (Vec::new(), u64::MAX, 0);
+        for event in &self.times[warm_up..] {
+            let committed = event.committed.load(Ordering::Relaxed);
+            (first, last) = (first.min(committed), last.max(committed));
+            match event.received.load(Ordering::Relaxed) {
+                0 => {}
+                // The relay may have seen the commit before the writer heard of it.
+                received => latencies.push(u32::try_from(received.saturating_sub(committed))?),
+            }
+        }
+        let measured = self.times.len() - warm_up;
+        let missing = self.times.len() - self.arrived.load(Ordering::Relaxed);
+        Ok(Seen {
+            per_second: measured as f64 / (last.saturating_sub(first).max(1) as f64 / 1e6),
+            latency: Percentiles::of(latencies),
+            events: self.times.len() as u64,
+            errors: missing as u64 + self.repeats.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// The number of an event is the second half of its order's id.
+async fn insert(connection: &mut PgConnection, numbers: Range<usize>) -> Result<(), sqlx::Error> {
+    let ids: Vec<Uuid> = numbers.clone().map(|_| Uuid::now_v7()).collect();
+    let orders: Vec<Uuid> = ids
+        .iter()
+        .zip(numbers)
+        .map(|(id, number)| Uuid::from_u64_pair(id.as_u64_pair().0, number as u64))
+        .collect();
+    let payloads: Vec<String> = orders
+        .iter()
+        .map(|order| {
+            format!(
+                r#"{{"orderId":"{order}","customerId":42,"amountCents":2599,"currency":"USD","status":"created","createdAt":"2026-01-01T00:00:00.000000Z"}}"#
+            )
+        })
+        .collect();
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select event_id, 'order', order_id, 1, 'order.created.v1', payload::json
+         from unnest($1::uuid[], $2::uuid[], $3::text[]) as event(event_id, order_id, payload)",
+    )
+    .bind(ids)
+    .bind(orders)
+    .bind(payloads)
+    .execute(connection)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,243 @@
+//! Where it is measured: one PostgreSQL and one Kafka for all points, a new topic and a new relay
+//! process for each. A full outbox is filled once; draining it changes nothing but the relay's own
+//! row, which is removed before.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use demo::programs::Server;
+use demo::services::{Kafka, Postgres};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
+use tokio::sync::Mutex;
+
+use crate::kafka::Topic;
+use crate::outbox::{HOT, Shape};
+use crate::shared::Outcome;
+use crate::shared::process::resident;
+use crate::{Load, Sample, bare, commits, cpu, idle, poller};
+
+const READY: Duration = Duration::from_secs(60);
+/// How long a drain may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often the relay is asked how far it is.
+const LOOK: Duration = Duration::from_millis(50);
+/// The poller's time. With an old snapshot it gets slower and slower: what it has done by then
+/// flatters it.
+const POLLER: Duration = Duration::from_secs(20);
+
+pub(crate) struct Place {
+    // End the servers when they go.
+    _postgres: Postgres,
+    kafka: Kafka,
+    server: PgConnectOptions,
+    /// Of the server, without a database.
+    url: String,
+    events: i64,
+    duration: Duration,
+    filled: Mutex<HashSet<Shape>>,
+}
+
+impl Place {
+    pub(crate) async fn start(events: i64, duration: Duration) -> Outcome<Self> {
+        let (postgres, kafka) = tokio::try_join!(Postgres::start(), Kafka::start())?;
+        let server: PgConnectOptions = postgres.url().parse()?;
+        let url = postgres.url().trim_end_matches("postgres").to_owned();
+        let filled = Mutex::default();
+        let place = Self { _postgres: postgres, kafka, server, url, events, duration, filled };
+        execute(&mut place.connect("postgres").await?, &["create database migrated"]).await?;
+        orders::MIGRATOR.run(&mut place.connect("migrated").await?).await?;
+        Ok(place)
+    }
+
+    pub(crate) async fn visit(&self, load: Load) -> Outcome<Sample> {
+        let topic = Topic::create(&self.kafka.brokers()).await?;
+        let sample = match load {
+            Load::Bare(shape) => self.bare(shape, &topic).await,
+            Load::Drain { shape, old_snapshot } => self.drain(shape, old_snapshot, &topic).await,
+            Load::Poller { old_snapshot } => self.poller(old_snapshot, &topic).await,
+            Load::Commits { per_second, at_once } => self.commits(per_second, at_once, &topic).await,
+            Load::Idle { all_stages } => self.idle(all_stages, &topic).await,
+        }?;
+        topic.delete().await?;
+        Ok(sample)
+    }
+
+    async fn bare(&self, shape: Shape, topic: &Topic) -> Outcome<Sample> {
+        let messages = bare::Messages::read(&mut self.filled(shape).await?).await?;
+        let used = cpu::time(std::process::id());
+        tokio::task::block_in_place(|| messages.produce(topic))?;
+        let used = cpu::since(std::process::id(), used);
+        drained(topic, None, messages.count() as u64, used, None).await
+    }
+
+    async fn drain(&self, shape: Shape, old_snapshot: bool, topic: &Topic) -> Outcome<Sample> {
+        let mut database = self.filled(shape).await?;
+        execute(&mut database, &["delete from relay_sinks", "checkpoint"]).await?;
+        let _snapshot = if old_snapshot { Some(self.old_snapshot(shape).await?) } else { None };
+        let expected = shape.measured(self.events);
+        let mut relay = self.relay(&["publish"], shape.database(), topic)?;
+        let pid = relay.process().id();
+        let (start, mut memory) = (Instant::now(), 0.0_f64);
+        let mut looks = 0;
+        while settled(&mut database, shape).await? < expected {
+            relay.process().check_running()?;
+            if start.elapsed() > PATIENCE {
+                return Err("the relay does not come to an end".into());
+            }
+            if looks % 10 == 0 {
+                memory = memory.max(resident(pid).await.unwrap_or_default());
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK).await;
+        }
+        let used = cpu::time(pid);
+        let memory = memory.max(resident(pid).await.unwrap_or_default());
+        relay.terminate().await?;
+        let hot: Option<String> = match shape {
+            Shape::Hot => {
+                sqlx::query_scalar("select aggregate_id::text from outbox where seq = $1")
+                    .bind(HOT)
+                    .fetch_optional(&mut database)
+                    .await?
+            }
+            _ => None,
+        };
+        drained(topic, hot, expected.unsigned_abs(), used, Some(memory)).await
+    }
+
+    async fn poller(&self, old_snapshot: bool, topic: &Topic) -> Outcome<Sample> {
+        let mut connection = self.filled(Shape::One).await?;
+        execute(&mut connection, poller::TABLE).await?;
+        let snapshot = if old_snapshot { Some(self.old_snapshot(Shape::One).await?) } else { None };
+        let used = cpu::time(std::process::id());
+        let published = poller::run(&mut connection, topic, POLLER).await?;
+        let used = cpu::since(std::process::id(), used);
+        drop(snapshot);
+        execute(&mut connection, &["drop table polled"]).await?;
+        drained(topic, None, published, used, None).await
+    }
+
+    async fn commits(&self, per_second: u64, at_once: usize, topic: &Topic) -> Outcome<Sample> {
+        self.fresh("commits").await?;
+        let mut relay = self.relay(&["publish"], "commits", topic)?;
+        relay.ready(READY).await?;
+        let database = self.server.clone().database("commits");
+        let seen = commits::measure(&database, topic, per_second, at_once, self.duration).await?;
+        let pid = relay.process().id();
+        let (used, memory) = (cpu::time(pid), resident(pid).await);
+        relay.terminate().await?;
+        Ok(Sample {
+            per_second: seen.per_second,
+            latency: Some(seen.latency),
+            cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / seen.events as f64),
+            cpu_share: None,
+            memory,
+            errors: seen.errors,
+        })
+    }
+
+    async fn idle(&self, all_stages: bool, topic: &Topic) -> Outcome<Sample> {
+        self.fresh("idle").await?;
+        let mut postgres = self.connect("postgres").await?;
+        // Its workers' transactions would be counted.
+        execute(&mut postgres, &["alter system set autovacuum = off", "select pg_reload_conf()"]).await?;
+        let stages: &[&str] = if all_stages { &[] } else { &["publish"] };
+        let seen = idle::measure(|| self.relay(stages, "idle", topic), &mut postgres, "idle").await?;
+        execute(&mut postgres, &["alter system reset autovacuum", "select pg_reload_conf()"]).await?;
+        Ok(Sample {
+            per_second: seen.statements_per_second,
+            latency: None,
+            cpu_per_event: None,
+            cpu_share: seen.cpu_share,
+            memory: None,
+            errors: 0,
+        })
+    }
+
+    /// Nothing here sends mail: nobody listens where it would go.
+    fn relay(&self, stages: &[&str], database: &str, topic: &Topic) -> Outcome<Server> {
+        let url = format!("{}{database}", self.url);
+        Ok(Server::relay_stages(stages, &url, topic.brokers(), topic.name(), "smtp://127.0.0.1:9", &[])?)
+    }
+
+    /// A connection to the full outbox of that shape.
+    async fn filled(&self, shape: Shape) -> Outcome<PgConnection> {
+        let mut filled = self.filled.lock().await;
+        let first = filled.is_empty();
+        if !filled.insert(shape) {
+            return self.connect(shape.database()).await;
+        }
+        self.fresh(shape.database()).await?;
+        let mut connection = self.connect(shape.database()).await?;
+        shape.fill(&mut connection, self.events).await?;
+        // So that the first reader need not mark rows as committed.
+        execute(&mut connection, &["vacuum (freeze, analyze) outbox"]).await?;
+        if first {
+            // A young broker is slow: its code is not compiled yet.
+            let topic = Topic::create(&self.kafka.brokers()).await?;
+            let messages = bare::Messages::read(&mut connection).await?;
+            tokio::task::block_in_place(|| messages.produce(&topic))?;
+            topic.delete().await?;
+        }
+        Ok(connection)
+    }
+
+    /// Leaves an empty, migrated database of that name.
+    async fn fresh(&self, name: &str) -> Outcome<()> {
+        let mut postgres = self.connect("postgres").await?;
+        postgres.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
+        postgres.execute(AssertSqlSafe(format!("create database {name} template migrated"))).await?;
+        execute(&mut postgres, &["checkpoint"]).await
+    }
+
+    /// A transaction that nobody ends: what is updated from now on cannot be vacuumed away.
+    async fn old_snapshot(&self, shape: Shape) -> Outcome<PgConnection> {
+        let mut connection = self.connect(shape.database()).await?;
+        let begin = ["begin isolation level repeatable read", "select 1 from outbox limit 1"];
+        execute(&mut connection, &begin).await?;
+        Ok(connection)
+    }
+
+    async fn connect(&self, database: &str) -> Outcome<PgConnection> {
+        Ok(self.server.clone().database(database).connect().await?)
+    }
+}
+
+/// How many events of those that are measured the relay has settled, by its checkpoints.
+async fn settled(database: &mut PgConnection, shape: Shape) -> Outcome<i64> {
+    let hot = if shape == Shape::Hot { HOT } else { i64::MAX };
+    let settled = sqlx::query_scalar(
+        "select coalesce(sum(upper(range) - lower(range)
+                             - ((upper(range) - 1) / $1 - (lower(range) - 1) / $1)), 0)::int8
+         from relay_sinks, unnest(published) as range",
+    );
+    Ok(settled.bind(hot).fetch_one(database).await?)
+}
+
+/// The rate is of the broker's clock, from the first append to the last: neither the start of a
+/// process is in it nor what comes after the last event.
+async fn drained(
+    topic: &Topic,
+    except: Option<String>,
+    expected: u64,
+    used: Option<Duration>,
+    memory: Option<f64>,
+) -> Outcome<Sample> {
+    let appended = topic.appended(except).await?;
+    Ok(Sample {
+        per_second: appended.events as f64 / appended.took.as_secs_f64(),
+        latency: None,
+        cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / expected as f64),
+        cpu_share: None,
+        memory,
+        errors: appended.events.abs_diff(expected),
+    })
+}
+
+async fn execute(connection: &mut PgConnection, statements: &[&'static str]) -> Outcome<()> {
+    for statement in statements {
+        connection.execute(AssertSqlSafe(*statement)).await?;
+    }
+    Ok(())
+}
