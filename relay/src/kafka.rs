@@ -10,6 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use uuid::Uuid;
 
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
@@ -282,12 +283,13 @@ impl Producer {
         } else {
             &self.many
         };
-        let key = due.row.aggregate_id.to_string();
+        let mut key = Uuid::encode_buffer();
+        let key = &*due.row.aggregate_id.hyphenated().encode_lower(&mut key);
         let record = BaseRecord::with_opaque_to(
             &self.settings.topic,
             usize::try_from(due.row.seq).unwrap_or(usize::MAX),
         )
-        .key(&key)
+        .key(key)
         .payload(&due.row.payload)
         .headers(events::kafka::headers(&attributes(&due.row, &self.settings.source)));
         producer.send(record).map_err(|(error, _)| error)
