@@ -11,6 +11,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use uuid::Uuid;
 
 use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
@@ -328,12 +329,13 @@ impl Producer {
         };
         let headers = events::kafka::headers(&attributes(&due.row, &self.settings.source));
         let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
-        let key = due.row.aggregate_id.to_string();
+        let mut key = Uuid::encode_buffer();
+        let key = &*due.row.aggregate_id.hyphenated().encode_lower(&mut key);
         let record = BaseRecord::with_opaque_to(
             &self.settings.topic,
             usize::try_from(due.row.seq).unwrap_or(usize::MAX),
         )
-        .key(&key)
+        .key(key)
         .payload(&due.row.payload)
         .headers(headers);
         producer.send(record).map_err(|(error, _)| error)
