@@ -8,7 +8,7 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help install demo test bench bench-api bench-relay check fmt fuzz compose-check deploy-check sqlx
+.PHONY: help install demo test bench bench-api bench-relay bench-mail check fmt fuzz compose-check deploy-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ bench-relay: ## The relay beside a bare producer loop and a plain poller, on one
 	@demo/install bench
 	cargo build --release --package relay --bin relay
 	cargo bench --package orders --bench relay -- $(ARGS)
+
+bench-mail: install ## Measure the mail stage against a server on this machine; ARGS=--orders=2000 for a first look
+	cargo build --release --package orders --package relay --bins
+	cargo bench --package orders --bench mail -- $(ARGS)
 
 check: install ## Format, lints and documentation, warnings denied
 	cargo fmt --all --check

@@ -136,5 +136,6 @@ async fn measure(cli: &Cli) -> Outcome<()> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.options.run(measure(&cli)).await
+    // The whole run is in it.
+    Box::pin(cli.options.run(measure(&cli))).await
 }

@@ -6,7 +6,7 @@ use prometheus::{
 };
 
 use super::{ClientMetrics, registered};
-use crate::mail::Attempt;
+use crate::mail::Outcome;
 use crate::publish::core::Verdict;
 
 /// Seconds: from an idle pipeline to an outage of an hour.
@@ -191,7 +191,7 @@ impl MailMetrics {
                 &["outcome"],
             )?,
         )?;
-        for outcome in ["sent", "deferred", "failed", "away"] {
+        for outcome in ["sent", "deferred", "failed", "unknown", "away"] {
             attempts.with_label_values(&[outcome]);
         }
         let unknown = IntCounter::new(
@@ -202,15 +202,10 @@ impl MailMetrics {
     }
 
     /// An attempt has ended.
-    pub(crate) fn attempted(&self, attempt: &Attempt) {
-        let outcome = match attempt {
-            Attempt::Sent => "sent",
-            Attempt::Deferred(_) => "deferred",
-            Attempt::Failed(_) => "failed",
-            Attempt::Away(_) => "away",
-            Attempt::NotTried => return,
-        };
-        self.attempts.with_label_values(&[outcome]).inc();
+    pub(crate) fn attempted(&self, outcome: &Outcome) {
+        if let Some(outcome) = outcome.word() {
+            self.attempts.with_label_values(&[outcome]).inc();
+        }
     }
 
     /// The leases of so many e-mails ended while they were being sent.
