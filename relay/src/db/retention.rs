@@ -23,8 +23,8 @@ pub(crate) struct Removed {
 /// That no event is lost (invariant 3) rests on `published`, which only ever grows: whoever runs this,
 /// in whatever number and from however old a snapshot, removes only what is on Kafka or a dead letter.
 /// `sink` is the caller's own: before its first term it is not among the sinks, and what it has still
-/// to publish would be taken for settled. A row with a dead letter stays until the operator has retried or discarded it. `skip locked` only
-/// saves the work of doing it twice.
+/// to publish would be taken for settled. A row with a dead letter stays until the operator has retried
+/// or discarded it. `skip locked` only saves the work of doing it twice.
 ///
 /// # Errors
 /// Whatever the database says; it can be repeated.
