@@ -88,6 +88,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             Stage::Publish => {
                 let retention = Retention {
                     pool: db::pool(database.clone(), 1),
+                    sink: args.sink.relay_sink.clone(),
                     ages: args.ages(),
                     metrics: metrics.retention.clone(),
                 };
