@@ -136,6 +136,5 @@ async fn measure(cli: &Cli) -> Outcome<()> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The whole run is in it.
-    Box::pin(cli.options.run(measure(&cli))).await
+    cli.options.run(Box::pin(measure(&cli))).await
 }
