@@ -28,6 +28,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),
         ("EVENTS_SOURCE", kafka.source.clone()),
         ("NOTIFY_GROUP", run.notify_group.clone()),
+        ("NOTIFY_DEAD_TOPIC", run.dead_topic()),
         ("SMTP_URL", run.smtp.shown()),
         ("MAIL_FROM", run.smtp.mail_from.to_string()),
         ("MAIL_ON_UNKNOWN", format!("{:?}", run.mail_on_unknown).to_lowercase()),
