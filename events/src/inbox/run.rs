@@ -118,12 +118,11 @@ impl<H: Handler + 'static> Inbox<H> {
     async fn pause_until(&mut self, end: Instant) -> Result<(), KafkaError> {
         loop {
             self.consumer.pause(&self.consumer.assignment()?)?;
-            match tokio::time::timeout_at(end, self.take_one()).await {
-                Err(_) => return Ok(()),
-                // Of a partition that came to us after the pause; or Kafka is away too, which the
-                // next pass will tell.
-                Ok(_) => {}
+            if tokio::time::timeout_at(end, self.take_one()).await.is_err() {
+                return Ok(());
             }
+            // Something of a partition that came to us after the pause; or Kafka is away too, which
+            // the next pass will tell.
         }
     }
 }
