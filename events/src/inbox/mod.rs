@@ -82,7 +82,7 @@ pub trait Handler: Send {
         std::future::ready(Ok(()))
     }
 
-    /// Called after a commit by which something was handled or taken aside.
+    /// Called after what was committed, or came again.
     fn committed(&mut self, pass: &Pass) -> impl Future<Output = ()> + Send {
         let _ = pass;
         std::future::ready(())

@@ -61,7 +61,7 @@ impl<H: Handler + 'static> Inbox<H> {
     async fn turn(&mut self) {
         match self.look_and_pass().await {
             Ok(pass) => {
-                if pass.handled + pass.dead > 0 {
+                if pass != Pass::default() {
                     self.handler.committed(&pass).await;
                 }
                 // When nothing came, only time tells that Kafka is well again.

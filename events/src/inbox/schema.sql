@@ -15,6 +15,7 @@ create table if not exists inbox (
   constraint inbox_pkey primary key (consumer, event_id),
   constraint inbox_version_once unique (consumer, aggregate_id, version)
 );
+
 -- Old dedup keys, oldest first.
 create index if not exists inbox_by_age on inbox (consumer, handled_at);
 
