@@ -84,7 +84,7 @@ async fn order(http: &Client, api: &str, number: usize) {
     let body = json!({
         "customerId": 1 + number % 7,
         "amountCents": 100 + number,
-        "currency": if number % 3 == 0 { "EUR" } else { "USD" },
+        "currency": if number.is_multiple_of(3) { "EUR" } else { "USD" },
     });
     let post = async |path: &str, key: String, body: Option<&Value>| {
         eventually("an answer of the API", SOON, async || {
@@ -102,7 +102,7 @@ async fn order(http: &Client, api: &str, number: usize) {
         .unwrap()
     };
     let placed = post("/orders", format!("order-{number}"), Some(&body)).await;
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         let path = format!("/orders/{}/cancel", placed["orderId"].as_str().unwrap());
         post(&path, format!("cancel-{number}"), None).await;
     }
