@@ -1,5 +1,6 @@
 //! The example consumers in Rust, Python and Java: killed in the middle, with every event delivered
 //! twice, they end with the totals of the orders.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The published contract beside what the programs do: the writer's events, the relay's messages,
 //! and what the CloudEvents SDKs of other languages read from them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! The inbox against a real Kafka and a real PostgreSQL: repeats, gaps, poison, outages, rebalances.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/proxy.rs"]
 mod proxy;

@@ -100,6 +100,11 @@ fn headers(kind: &str) -> Value {
             header::PLAIN_ID: uuid("`ce_id` under the name that Debezium's outbox router gives it."),
             header::TRACEPARENT: text("W3C Trace Context of the request that caused the event, if it had one."),
             header::TRACESTATE: text("W3C Trace Context."),
+            header::REPLAYED: {
+                "type": "string",
+                "const": "true",
+                "description": "Only on a repeat that an operator asked for.",
+            },
         },
         "required": [
             header::CONTENT_TYPE, header::SPEC_VERSION, header::ID, header::SOURCE, header::TYPE, header::SUBJECT,
