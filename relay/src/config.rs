@@ -470,6 +470,9 @@ pub struct RunArgs {
     /// Consumer group of the notify stage.
     #[arg(long, env, default_value = "orders-notify")]
     pub notify_group: String,
+    /// Topic for events that the notify stage cannot handle [default: KAFKA_TOPIC.NOTIFY_GROUP.dead].
+    #[arg(long, env)]
+    pub notify_dead_topic: Option<String>,
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
@@ -766,6 +769,13 @@ impl RunArgs {
             }
             None => Ok(Traces::default()),
         }
+    }
+
+    /// Where the events go that the notify stage cannot handle.
+    #[must_use]
+    pub(crate) fn dead_topic(&self) -> String {
+        let default = || format!("{}.{}.dead", self.kafka.kafka_topic, self.notify_group);
+        self.notify_dead_topic.clone().unwrap_or_else(default)
     }
 
     /// Time to live of the publisher's lease.

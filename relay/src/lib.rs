@@ -119,6 +119,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     pool: db::pool(database.clone(), 2),
                     kafka: kafka.clone(),
                     group: args.notify_group.clone(),
+                    dead_topic: args.dead_topic(),
                     mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
                     metrics: metrics.notify.clone(),

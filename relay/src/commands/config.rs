@@ -28,6 +28,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),
         ("EVENTS_SOURCE", kafka.source.clone()),
         ("NOTIFY_GROUP", run.notify_group.clone()),
+        ("NOTIFY_DEAD_TOPIC", run.dead_topic()),
         ("SMTP_URL", run.smtp.shown()),
         ("SMTP_CA_FILE", optional(run.smtp.smtp_ca_file.as_ref().map(|path| path.display()))),
         ("SMTP_TIMEOUT_SECONDS", run.smtp.smtp_timeout_seconds.to_string()),

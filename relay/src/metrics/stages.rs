@@ -123,8 +123,8 @@ pub(crate) enum Notified {
     Made,
     /// The order has no address.
     NoAddress,
-    /// The event cannot be read.
-    Unreadable,
+    /// The event is of a type that has no e-mail.
+    Foreign,
 }
 
 /// Of the `notify` stage.
@@ -143,7 +143,7 @@ impl NotifyMetrics {
                 &["outcome"],
             )?,
         )?;
-        for outcome in ["made", "no_address", "unreadable", "repeated"] {
+        for outcome in ["made", "no_address", "foreign", "unreadable", "repeated"] {
             outcomes.with_label_values(&[outcome]);
         }
         let delay = HistogramOpts::new(
@@ -161,7 +161,7 @@ impl NotifyMetrics {
         let outcome = match outcome {
             Notified::Made => "made",
             Notified::NoAddress => "no_address",
-            Notified::Unreadable => "unreadable",
+            Notified::Foreign => "foreign",
         };
         self.outcomes.with_label_values(&[outcome]).inc();
         if let Some(published) = DateTime::from_timestamp_millis(published_millis) {
@@ -169,9 +169,11 @@ impl NotifyMetrics {
         }
     }
 
-    /// Events came that had been handled before.
-    pub(crate) fn repeated(&self, events: usize) {
-        self.outcomes.with_label_values(&["repeated"]).inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+    /// Events came that had been handled before, and events that cannot be handled.
+    pub(crate) fn passed(&self, repeated: usize, unreadable: usize) {
+        for (outcome, events) in [("repeated", repeated), ("unreadable", unreadable)] {
+            self.outcomes.with_label_values(&[outcome]).inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+        }
     }
 }
 
