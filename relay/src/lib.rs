@@ -8,6 +8,7 @@ mod bell;
 pub mod commands;
 pub mod config;
 mod db;
+pub mod foreign;
 mod health;
 mod kafka;
 mod mail;
@@ -57,6 +58,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
     let health = Health::default();
     let (database, kafka, smtp) =
         (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
+    let outbox = args.outbox()?;
     let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
     let listener = TcpListener::bind(args.relay_listen)
         .await
@@ -71,6 +73,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
                     sink: args.sink.relay_sink.clone(),
+                    outbox: outbox.clone(),
                     kafka: kafka.clone(),
                     limits: Limits::default(),
                     lease: args.lease(),

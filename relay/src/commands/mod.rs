@@ -1,6 +1,7 @@
 //! What an operator types beside `relay run`: one module per command. Each reads its settings, does
 //! one thing and prints it, for people or as JSON.
 
+mod adopt;
 mod config;
 mod manual;
 
@@ -103,6 +104,7 @@ pub async fn run(command: Command) -> Result<Ended, CommandError> {
     match command {
         Command::Run(_) => Err(CommandError::Usage("`relay run` is no command for an operator".to_owned())),
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
+        Command::Adopt(args) => adopt::run(&args).await,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(&folder),
     }

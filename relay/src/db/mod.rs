@@ -1,6 +1,8 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
+pub(crate) mod adoption;
 pub(crate) mod changes;
+pub(crate) mod foreign;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;
