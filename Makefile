@@ -8,7 +8,7 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help install demo test bench bench-api bench-relay check fmt fuzz compose-check sqlx
+.PHONY: help install demo test bench bench-api bench-relay check fmt fuzz compose-check deploy-check sqlx
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,8 @@ demo: install ## Run the whole pipeline; ARGS=--once ends by itself
 	cargo build --release --package orders --package relay --package demo --bins
 	@target/release/demo $(ARGS)
 
-test: install ## Run every test against a real PostgreSQL and a real Kafka
+test: ## Run every test against a real PostgreSQL, a real Kafka and a real Prometheus
+	@demo/install test
 	cargo build --workspace --bins
 	target/debug/demo services -- cargo test --workspace
 
@@ -55,6 +56,10 @@ fuzz: ## Let a fuzzer try the parsers of keys and bodies, for FUZZ_SECONDS each
 compose-check: ## Read docker-compose.yml with the parser of Docker Compose
 	@if command -v go >/dev/null; then cd demo/compose-check && go vet . && go run . ../../docker-compose.yml; \
 	else echo 'compose-check: SKIPPED, it needs Go'; fi
+
+deploy-check: ## Check deploy/ with promtool: configuration, alert rules and their tests
+	@demo/install test
+	cd deploy && promtool check config prometheus.yml && promtool test rules alerts_test.yml
 
 sqlx: ## Write .sqlx anew after a change of SQL; needs sqlx-cli and DATABASE_URL
 	SQLX_OFFLINE=false cargo sqlx database setup

@@ -13,6 +13,10 @@ use demo::process::ProcessError;
 use demo::programs::{self, Server};
 use demo::testing::{Database, Topic, eventually, read_topic};
 use demo::topic::{self, Message};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row as _};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -83,14 +87,37 @@ impl World {
 
     /// The relay with the settings that were printed.
     fn relay(&self, script: &str) -> Server {
-        let settings: Vec<(&str, &str)> = script
-            .lines()
-            .filter_map(|line| line.strip_prefix("--   ")?.split_once('='))
-            .chain([("RELAY_LEASE_SECONDS", "2")])
-            .collect();
+        self.relay_with(script, &[])
+    }
+
+    fn relay_with(&self, script: &str, more: &[(&str, &str)]) -> Server {
+        let settings = settings(script);
         assert_eq!(settings.len(), 6, "{script}");
+        let settings = [&settings, more].concat();
         Server::relay_stages(&["publish"], self.database.url(), &self.brokers, "unused", NO_MAIL, &settings)
             .expect("the relay starts")
+    }
+
+    /// Runs a command of an operator for the table's sink.
+    async fn operate(&self, args: &[&str], script: &str) -> Result<String, ProcessError> {
+        let place = [("DATABASE_URL", self.database.url()), ("KAFKA_BROKERS", &self.brokers)];
+        programs::run("relay", args, &[&place, &settings(script)[..]].concat()).await
+    }
+
+    /// What such a command prints as JSON.
+    async fn json(&self, args: &[&str], script: &str) -> Value {
+        let text = self.operate(&[args, &["--json"]].concat(), script).await.expect("exit code 0");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Waits until nothing is asked of the publisher any more.
+    async fn nothing_is_retried(&self) {
+        eventually("the retry to be over", SOON, async || {
+            let asked: i64 =
+                sqlx::query_scalar("select count(*) from relay_retries").fetch_one(&self.pool).await.ok()?;
+            (asked == 0).then_some(())
+        })
+        .await;
     }
 
     async fn commit(&self, kind: &str, aggregate: &str, payload: Option<&str>) -> Uuid {
@@ -163,6 +190,15 @@ impl World {
         assert!(lost.is_empty(), "{} of {} events lost: {lost:?}", lost.len(), rows.len());
         repeats
     }
+}
+
+/// The settings that a script of `relay adopt` ends with.
+fn settings(script: &str) -> Vec<(&str, &str)> {
+    script
+        .lines()
+        .filter_map(|line| line.strip_prefix("--   ")?.split_once('='))
+        .chain([("RELAY_LEASE_SECONDS", "2")])
+        .collect()
 }
 
 /// The application at work: under the row lock of a purchase it writes one event of it and one of its
@@ -517,4 +553,129 @@ async fn a_row_that_is_deleted_before_it_is_published_is_a_hole_that_closes() {
     .await;
     assert_eq!(world.compare(&["purchase"], &HashSet::new()).await, 0);
     relay.terminate().await.expect("ends with exit code 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_of_an_adopted_table_are_shown_retried_and_discarded_from_their_copy_alone() {
+    let world = World::create(&["purchase"]).await;
+    let script = world.adopt(&["--outbox-headers", "type:eventType"]).await.expect("a migration");
+    world.apply(&script).await;
+    // The orders' events have the same numbers.
+    let orders = "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+                  select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
+                  from generate_series(1, 9)";
+    world.pool.execute(orders).await.expect("the orders' events");
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(3 << 20).collect();
+    let first = world.commit("purchase", "big", Some(&format!("\"{noise}\""))).await;
+    let second = world.commit("purchase", "big", None).await;
+    let nameless = world.commit("two words", "x", Some("[1]")).await;
+    let large = [("KAFKA_PROPERTIES", "message.max.bytes=8388608")];
+    let mut relay = world.relay_with(&script, &large);
+    relay.ready(SOON).await.expect("ready");
+    world.settled().await;
+
+    let listed = world.json(&["dead", "list"], &script).await;
+    assert_eq!(listed["groups"].as_array().map(Vec::len), Some(3), "{listed}");
+    let shown = world.json(&["dead", "show", &nameless.to_string()], &script).await;
+    assert_eq!(shown[0]["sourceKey"], "x", "{shown}");
+    assert_eq!((&shown[0]["sourceId"], &shown[0]["value"]), (&json!(nameless.to_string()), &json!("[1]")));
+    let shown = world.json(&["dead", "show", &first.to_string()], &script).await;
+    let aggregate = shown[0]["orderId"].as_str().expect("an aggregate").to_owned();
+    let listed = world.operate(&["dead", "list", "--order", &aggregate], &script).await.expect("listed");
+    assert!(listed.contains(&format!("(key big, id {second})")), "{listed}");
+
+    // What is settled may be deleted by the application; and the topic takes large messages now.
+    world.pool.execute("delete from outboxevent").await.expect("deleted");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &world.brokers).create().expect("a client");
+    let topic = format!("{}.purchase", world.prefix);
+    let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "8388608");
+    let done = admin.alter_configs([&change], &AdminOptions::new()).await.expect("Kafka answers");
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    world.operate(&["dead", "retry", "--all"], &script).await.expect("asked");
+    world.nothing_is_retried().await;
+    let third = world.commit("purchase", "big", Some("[3]")).await;
+    world.settled().await;
+
+    let messages = world.read("purchase").await;
+    let ids: Vec<_> = messages.iter().filter_map(|message| message.header("id")).collect();
+    assert_eq!(ids, [first, second, third].map(|id| id.to_string()));
+    let kinds: Vec<_> = messages.iter().map(|message| message.header("eventType")).collect();
+    assert_eq!(kinds, [Some("Changed"); 3]);
+    assert!(messages.iter().all(|message| message.key.as_deref() == Some(b"big")));
+    let value = messages[0].value.as_deref().expect("a value");
+    assert_eq!(value, format!("\"{noise}\"").as_bytes());
+    assert_eq!(messages[1].value, None, "a tombstone stays one");
+    // Refused again, it is parked again; no event of the orders is taken for it.
+    let left: Vec<(String, String)> =
+        sqlx::query_as("select source_id, cause from relay_dead").fetch_all(&world.pool).await.expect("dead");
+    assert_eq!(left, [(nameless.to_string(), "refused".to_owned())]);
+    let discard = ["dead", "discard", "--event", &nameless.to_string(), "--reason", "a typing error"];
+    world.operate(&discard, &script).await.expect("discarded");
+    world.nothing_is_retried().await;
+    let (dead, discarded): (i64, Option<String>) = sqlx::query_as(
+        "select (select count(*) from relay_dead), (select event ->> 'source_key' from relay_discarded)",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .expect("read");
+    assert_eq!((dead, discarded.as_deref()), (0, Some("x")));
+    relay.terminate().await.expect("ends with exit code 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
+    let world = World::create(&["purchase"]).await;
+    let script = world.adopt(&["--outbox-headers", "type:eventType"]).await.expect("a migration");
+    world.apply(&script).await;
+    // Nine events of the orders are pending, and none of them is this sink's.
+    let orders = "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+                  select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
+                  from generate_series(1, 9)";
+    world.pool.execute(orders).await.expect("the orders' events");
+    world.commit("purchase", "p-1", Some("{}")).await;
+    let said = world.operate(&["once"], &script).await.expect("exit code 0");
+    assert!(said.contains("everything that was there is published"), "{said}");
+    assert_eq!(world.compare(&["purchase"], &HashSet::new()).await, 0);
+
+    // One is pending, and one belongs to a transaction that is open.
+    let mut open = world.pool.begin().await.expect("begin");
+    open.execute("insert into outboxevent values (gen_random_uuid(), 'purchase', 'p-2', 'Changed', '{}')")
+        .await
+        .expect("written");
+    world.commit("purchase", "p-1", Some("{}")).await;
+    let status = world.json(&["status"], &script).await;
+    let sink = &status["sinks"][0];
+    assert_eq!((&sink["sink"], &sink["source"]), (&json!("outboxevent"), &json!("public.outboxevent")));
+    assert_eq!(sink["pending"], json!({"events": 1, "exact": true}), "{status}");
+
+    let mut relay = world.relay(&script);
+    relay.ready(SOON).await.expect("ready");
+    eventually("the metrics to be those of the table", SOON, async || {
+        let page = reqwest::get(format!("{}/metrics", relay.url())).await.ok()?.text().await.ok()?;
+        assert!(!page.contains("outbox_oldest_pending_age_seconds"), "its rows tell no time: {page}");
+        let shows = |line: &str| page.lines().any(|found| found == line);
+        (shows("outbox_pending_events 0") && shows("outbox_holes 1") && shows("relay_leader 1")).then_some(())
+    })
+    .await;
+    let status = world.json(&["status"], &script).await;
+    let holes = &status["sinks"][0]["holes"];
+    assert_eq!(
+        (&holes["numbers"], holes["writers"].as_array().map(Vec::len)),
+        (&json!(1), Some(1)),
+        "{status}"
+    );
+    open.commit().await.expect("committed");
+    world.settled().await;
+    relay.terminate().await.expect("ends with exit code 0");
+
+    for command in [&["audit"][..], &["replay", "--dry-run"], &["explain", "1"]] {
+        let Err(ProcessError::Ended { status, log, .. }) = world.operate(command, &script).await else {
+            panic!("{command:?} knows the orders only")
+        };
+        assert!(status.code() == Some(2) && log.contains("public.outboxevent"), "{command:?}: {log}");
+    }
+    world.pool.execute("drop table outboxevent").await.expect("dropped");
+    let status = world.json(&["status"], &script).await;
+    assert_eq!(status["sinks"][0]["pending"], Value::Null, "what is not known is not shown as a number");
 }

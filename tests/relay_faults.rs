@@ -6,9 +6,10 @@
 mod outbox;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use demo::programs::Server;
 use demo::services::{Disk, Extras, Kafka, Postgres};
 use demo::testing::{Database, Topic, eventually};
@@ -25,17 +26,18 @@ fn publisher(database_url: &str, topic: &Topic, settings: &[(&str, &str)]) -> Se
         .expect("the relay starts")
 }
 
-/// Commits `each` events of each of `orders` orders, interleaved.
+/// Commits `each` events of each of `orders` new orders, interleaved.
 async fn backlog(pool: &PgPool, orders: i32, each: i32) {
     sqlx::query(
         "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
-         select gen_random_uuid(), 'order', md5(n::text)::uuid, version, 'order.created.v1',
+         select gen_random_uuid(), 'order', md5($3 || n)::uuid, version, 'order.created.v1',
                 json_build_object('filling', repeat(md5(n::text), 10))
          from generate_series(1, $1) n, generate_series(1, $2) version
          order by version, n",
     )
     .bind(orders)
     .bind(each)
+    .bind(Uuid::now_v7().to_string())
     .execute(pool)
     .await
     .expect("a backlog");
@@ -138,7 +140,7 @@ async fn a_broker_that_is_away_for_a_minute_spends_nothing_and_health_says_why()
     backlog(&pool, 100, 1).await;
     settled(&pool, SOON).await;
     kafka.kill().expect("killed");
-    backlog_of_others(&pool).await;
+    backlog(&pool, 100, 3).await;
     says(&relay, "Kafka: ").await;
     // Part of the claim: longer than every timeout and pause of relay and client library.
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -149,16 +151,6 @@ async fn a_broker_that_is_away_for_a_minute_spends_nothing_and_health_says_why()
     recovered(&mut relay).await;
     nothing_is_parked(&pool).await;
     compare(&pool, &topic, &HashSet::new()).await;
-}
-
-/// Three events of each of a hundred new orders.
-async fn backlog_of_others(pool: &PgPool) {
-    for _ in 0..100 {
-        let order = Uuid::now_v7();
-        for _ in 0..3 {
-            append(pool, order).await.expect("committed");
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +165,9 @@ async fn postgres_stopped_and_killed_in_the_middle_of_a_drain_costs_no_event_and
     postgres.stop().await.expect("stopped");
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
-    in_the_middle(&pool, 20_000).await;
+    settled(&pool, SOON).await;
+    backlog(&pool, 20_000, 3).await;
+    in_the_middle(&pool, 62_000).await;
     postgres.kill().expect("killed");
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
@@ -312,7 +306,7 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
         ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
         ("allow.everyone.if.no.acl.found", "true"),
     ];
-    let extras = Extras { settings: &authorizer, disk: None };
+    let extras = Extras { settings: &authorizer, ..Extras::default() };
     let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let everybody = "User:ANONYMOUS";
@@ -346,7 +340,7 @@ fn small_disk(megabytes: u32) -> Option<Disk> {
 async fn a_full_disk_under_postgres_costs_no_event_once_there_is_room_again() {
     let Some(disk) = small_disk(400) else { return };
     let wal = [("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_recycle", "off")];
-    let extras = Extras { settings: &wal, disk: Some(&disk) };
+    let extras = Extras { settings: &wal, disk: Some(&disk), ..Extras::default() };
     let mut postgres = Postgres::start_with(extras).await.expect("a PostgreSQL of our own");
     let database = Database::create_on(&postgres.url()).await;
     let pool = database.pool().await;
@@ -355,10 +349,13 @@ async fn a_full_disk_under_postgres_costs_no_event_once_there_is_room_again() {
     let mut relay = publisher(database.url(), &topic, &[]);
     in_the_middle(&pool, 2_000).await;
     disk.fill().expect("filled");
-    // The log that is laid out in advance is used up first.
+    // The log that was laid out in advance is used up first.
     eventually("PostgreSQL to fail for want of room", SOON, async || {
-        sqlx::query("select pg_switch_wal()").execute(&pool).await.err()?;
-        append(&pool, Uuid::now_v7()).await.err()
+        sqlx::query("select pg_switch_wal()")
+            .execute(&pool)
+            .await
+            .and(append(&pool, Uuid::now_v7()).await)
+            .err()
     })
     .await;
     says(&relay, "PostgreSQL").await;
@@ -373,7 +370,7 @@ async fn a_full_disk_under_postgres_costs_no_event_once_there_is_room_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_kafka_costs_no_event_once_there_is_room_again() {
     let Some(disk) = small_disk(400) else { return };
-    let extras = Extras { settings: &[], disk: Some(&disk) };
+    let extras = Extras { disk: Some(&disk), ..Extras::default() };
     let mut kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let database = Database::create().await;
@@ -391,25 +388,13 @@ async fn a_full_disk_under_kafka_costs_no_event_once_there_is_room_again() {
     compare(&pool, &topic, &HashSet::new()).await;
 }
 
-/// What makes a process believe another time of day.
-fn clock(offset: &str) -> Vec<(&'static str, String)> {
-    let lies = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
-        .map(|machine| PathBuf::from(format!("/usr/lib/{machine}/faketime/libfaketimeMT.so.1")))
+/// The library that makes a process believe another time of day.
+fn libfaketime() -> String {
+    ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|machine| format!("/usr/lib/{machine}/faketime/libfaketime.so.1"))
         .into_iter()
-        .find(|path| path.is_file())
-        .expect("libfaketime is missing: `demo/install test` installs it");
-    vec![
-        ("LD_PRELOAD", lies.display().to_string()),
-        ("FAKETIME", offset.to_owned()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ("RELAY_LEASE_SECONDS", "5".to_owned()),
-    ]
-}
-
-fn with_clock(database: &Database, topic: &Topic, offset: &str) -> Server {
-    let settings = clock(offset);
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    publisher(database.url(), topic, &settings)
+        .find(|path| Path::new(path).is_file())
+        .expect("libfaketime is missing: `demo/install test` installs it")
 }
 
 /// Waits until the lease was prolonged for three times its time to live, and asserts that it is
@@ -427,47 +412,42 @@ async fn keeps_its_lease(pool: &PgPool) {
     assert_eq!(since().await.0, epoch, "the lease was taken from a holder that lives");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_lease_knows_the_database_clock_alone_whatever_the_relays_believe() {
-    let database = Database::create().await;
+/// One relay publishes, is not taken over while it lives, is taken over when it was killed.
+async fn a_lease_on_a_database_whose_clock_is_off_by(offset: &str) {
+    let library = libfaketime();
+    let environment =
+        [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+    let extras = Extras { environment: &environment, ..Extras::default() };
+    let postgres = Postgres::start_with(extras).await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
     let pool = database.pool().await;
+    let now: DateTime<Utc> =
+        sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.expect("the time");
+    assert!((now - Utc::now()).abs() > TimeDelta::minutes(50), "the clock is not off: {now}");
     let topic = Topic::create(1).await;
     let order = Uuid::now_v7();
-    let mut ahead = with_clock(&database, &topic, "+50m");
-    holds(&pool, &mut ahead).await;
-    let mut behind = with_clock(&database, &topic, "-50m");
-    behind.ready(SOON).await.expect("ready");
+    let settings = [("RELAY_LEASE_SECONDS", "5")];
+    let mut first = publisher(database.url(), &topic, &settings);
+    holds(&pool, &mut first).await;
+    let mut second = publisher(database.url(), &topic, &settings);
+    second.ready(SOON).await.expect("ready");
     append(&pool, order).await.expect("committed");
     keeps_its_lease(&pool).await;
-    ahead.kill().expect("killed");
+    first.kill().expect("killed");
     append(&pool, order).await.expect("committed");
-    holds(&pool, &mut behind).await;
-    ahead.start_again().expect("started again");
-    ahead.ready(SOON).await.expect("ready");
-    append(&pool, order).await.expect("committed");
-    keeps_its_lease(&pool).await;
-    behind.kill().expect("killed");
-    append(&pool, order).await.expect("committed");
-    holds(&pool, &mut ahead).await;
+    holds(&pool, &mut second).await;
     settled(&pool, SOON).await;
     compare(&pool, &topic, &HashSet::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_kafka_does_not_take_parks_nothing() {
-    let database = Database::create().await;
-    let pool = database.pool().await;
-    let topic = Topic::create(1).await;
-    backlog(&pool, 100, 3).await;
-    let mut wrong = with_clock(&database, &topic, "+3h");
-    says(&wrong, "timestamp").await;
-    nothing_is_parked(&pool).await;
-    wrong.terminate().await.expect("ends with exit code 0");
-    let mut right = publisher(database.url(), &topic, &[]);
-    settled(&pool, SOON).await;
-    recovered(&mut right).await;
-    nothing_is_parked(&pool).await;
-    compare(&pool, &topic, &HashSet::new()).await;
+async fn a_lease_on_a_database_whose_clock_is_ahead_lives_and_ends_as_any_other() {
+    a_lease_on_a_database_whose_clock_is_off_by("+1h").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_on_a_database_whose_clock_is_behind_lives_and_ends_as_any_other() {
+    a_lease_on_a_database_whose_clock_is_off_by("-1h").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,8 @@ impl ServiceError {
 pub struct Extras<'a> {
     /// More settings, as its configuration file calls them.
     pub settings: &'a [(&'a str, &'a str)],
+    /// More environment variables.
+    pub environment: &'a [(&'a str, &'a str)],
     /// Where its data lies; in the directory of the run when there is none.
     pub disk: Option<&'a Disk>,
 }

@@ -10,6 +10,7 @@ use crate::EventId;
 pub const SPEC_VERSION: &str = "1.0";
 
 /// The header names. `id` repeats `ce_id` under the name that Debezium's outbox router gives it.
+/// `replayed` is there, and `true`, only on an event that an operator had published once more.
 pub mod header {
     #![allow(missing_docs)]
     pub const CONTENT_TYPE: &str = "content-type";
@@ -23,6 +24,7 @@ pub mod header {
     pub const PARTITION_KEY: &str = "ce_partitionkey";
     pub const ORDER_VERSION: &str = "ce_orderversion";
     pub const PLAIN_ID: &str = "id";
+    pub const REPLAYED: &str = "replayed";
     pub const TRACEPARENT: &str = "traceparent";
     pub const TRACESTATE: &str = "tracestate";
 }
@@ -70,26 +72,35 @@ pub enum MalformedEvent {
 impl Attributes {
     /// The headers of the Kafka message, in the order in which they are written.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let subject = self.subject.to_string();
-        let mut headers = vec![
-            (header::CONTENT_TYPE, "application/json".to_owned()),
-            (header::SPEC_VERSION, SPEC_VERSION.to_owned()),
-            (header::ID, self.id.to_string()),
-            (header::SOURCE, self.source.clone()),
-            (header::TYPE, self.kind.clone()),
-            (header::SUBJECT, subject.clone()),
-            (header::TIME, self.time.to_rfc3339_opts(SecondsFormat::Micros, true)),
-            (
-                header::DATA_SCHEMA,
-                format!("{}/schemas/{}.json", self.source.trim_end_matches('/'), self.kind),
-            ),
-            (header::PARTITION_KEY, subject),
-            (header::ORDER_VERSION, self.version.to_string()),
-            (header::PLAIN_ID, self.id.to_string()),
-        ];
-        headers.extend(self.traceparent.clone().map(|v| (header::TRACEPARENT, v)));
-        headers.extend(self.tracestate.clone().map(|v| (header::TRACESTATE, v)));
+        let mut headers = Vec::with_capacity(13);
+        self.each_header(|name, value| headers.push((name, value.to_owned())));
         headers.into_iter()
+    }
+
+    /// Gives [`Attributes::headers`] one after another without making them strings of their own:
+    /// the relay does this for every event.
+    pub fn each_header(&self, mut give: impl FnMut(&'static str, &str)) {
+        let (mut id, mut subject) = (Uuid::encode_buffer(), Uuid::encode_buffer());
+        let id = &*self.id.as_uuid().hyphenated().encode_lower(&mut id);
+        let subject = &*self.subject.hyphenated().encode_lower(&mut subject);
+        let schema = format!("{}/schemas/{}.json", self.source.trim_end_matches('/'), self.kind);
+        give(header::CONTENT_TYPE, "application/json");
+        give(header::SPEC_VERSION, SPEC_VERSION);
+        give(header::ID, id);
+        give(header::SOURCE, &self.source);
+        give(header::TYPE, &self.kind);
+        give(header::SUBJECT, subject);
+        give(header::TIME, &self.time.to_rfc3339_opts(SecondsFormat::Micros, true));
+        give(header::DATA_SCHEMA, &schema);
+        give(header::PARTITION_KEY, subject);
+        give(header::ORDER_VERSION, &self.version.to_string());
+        give(header::PLAIN_ID, id);
+        if let Some(value) = &self.traceparent {
+            give(header::TRACEPARENT, value);
+        }
+        if let Some(value) = &self.tracestate {
+            give(header::TRACESTATE, value);
+        }
     }
 
     /// Reads the attributes back; `get` gives a header's value by name.

@@ -2,6 +2,7 @@
 
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 
+use crate::cloudevents::header;
 use crate::{Attributes, MalformedEvent, OrderEvent, UnknownEvent};
 
 /// An event as it lies on the topic.
@@ -62,7 +63,15 @@ impl Event {
 /// The headers of an event's message.
 #[must_use]
 pub fn headers(attributes: &Attributes) -> OwnedHeaders {
-    attributes.headers().fold(OwnedHeaders::new_with_capacity(13), |headers, (key, value)| {
-        headers.insert(Header { key, value: Some(&value) })
-    })
+    let mut headers = Some(OwnedHeaders::new_with_capacity(13));
+    attributes.each_header(|key, value| {
+        headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
+    });
+    headers.unwrap_or_default()
+}
+
+/// The same headers with the mark of an event that an operator had published once more.
+#[must_use]
+pub fn replayed(headers: OwnedHeaders) -> OwnedHeaders {
+    headers.insert(Header { key: header::REPLAYED, value: Some("true") })
 }

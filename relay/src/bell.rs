@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::backoff::Backoff;
 
-/// Rung by a publisher that gives its lease up.
+/// Rung by a publisher that gives its lease up, and by commands that ask something of a publisher.
 pub(crate) const LEASE: &str = "relay_lease";
 /// Rung by `notify` after new notifications are committed.
 pub(crate) const MAIL: &str = "relay_mail";

@@ -1,5 +1,7 @@
 //! The settings: a flag or an environment variable, nothing else.
 
+mod mending;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,11 +11,17 @@ use lettre::message::Mailbox;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
+pub use self::mending::{
+    ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
+    OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
+};
 use crate::foreign::{ForeignOutbox, HeaderColumns, TopicTemplate};
 use crate::kafka;
 use crate::mail::Smtp;
 use crate::publish::source::{OUTBOX, Outbox};
+use crate::retention::Ages;
 use crate::sink::{KAFKA, SinkName};
+use crate::traces::Traces;
 
 /// Publishes the outbox to Kafka and sends the notifications.
 #[derive(Debug, Parser)]
@@ -36,6 +44,50 @@ pub enum Command {
         after_help = "Example:\n  relay run publish     only the publisher\n  relay run             publish, notify and mail in one process"
     )]
     Run(Box<RunArgs>),
+    /// Say how each sink is: who publishes, what is pending, what holds it up.
+    #[command(
+        after_help = "Example:\n  relay status\n  relay status --watch\n  relay status --json | jq '.sinks[0].pending'"
+    )]
+    Status(Box<StatusArgs>),
+    /// Tell the whole life of an event or of an order, and why it is not further.
+    #[command(
+        after_help = "Example:\n  relay explain 0198a2a0-0000-7000-8000-000000000001\n  relay explain 4711 --json"
+    )]
+    Explain(Box<ExplainArgs>),
+    /// Compare outbox and topic: what is missing, extra, changed or out of order.
+    #[command(
+        after_help = "Example:\n  relay audit\n  relay audit --from 2026-01-31T00:00:00Z --to 2026-02-01T00:00:00Z\n  relay audit --from 1000000 --json\n\nExit code 3: it found something."
+    )]
+    Audit(Box<AuditArgs>),
+    /// Check the settings of database, topic, broker and mail server, and say how to mend them.
+    #[command(
+        after_help = "Example:\n  relay doctor\n\nExit code 3: it found something. 4: a server does not answer; the others are checked all the same."
+    )]
+    Doctor(Box<DoctorArgs>),
+    /// The topic of the order events.
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Publish everything there is now, and exit: 0 when done, 1 when somebody else publishes, 4 when
+    /// PostgreSQL or Kafka is away.
+    #[command(after_help = "Example:\n  relay once --timeout 60")]
+    Once(Box<OnceArgs>),
+    /// Have the publisher stand still; it keeps its lease.
+    #[command(after_help = "Example:\n  relay pause --reason 'Kafka is upgraded until 18:00'")]
+    Pause(PauseArgs),
+    /// Have the publisher go on.
+    #[command(after_help = "Example:\n  relay resume")]
+    Resume(ResumeArgs),
+    /// Look at dead letters, retry or discard them.
+    #[command(subcommand)]
+    Dead(DeadCommand),
+    /// Publish once more what was published before, with the original ids and a header `replayed: true`.
+    #[command(
+        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay\n  relay replay list\n  relay replay --continue 3"
+    )]
+    Replay(Box<ReplayArgs>),
+    /// List what operators have changed, newest first.
+    #[command(after_help = "Example:\n  relay changes --limit 10 --json")]
+    Changes(ChangesArgs),
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -57,6 +109,194 @@ pub enum Command {
         /// The folder; it must exist.
         folder: std::path::PathBuf,
     },
+}
+
+/// Settings of `relay status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Look again every second until interrupted; with --json, one line of JSON each time.
+    #[arg(long)]
+    pub watch: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Settings of `relay explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// An order's id, an event's id, or an event's number in the outbox.
+    #[arg(value_name = "EVENT|ORDER")]
+    pub subject: Subject,
+    /// Show e-mail addresses.
+    #[arg(long)]
+    pub show_addresses: bool,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The sink.
+    #[command(flatten)]
+    pub sink: SinkArgs,
+    /// Kafka, asked only for what nobody has handled yet.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What is to be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The id of an order or of an event.
+    Id(uuid::Uuid),
+    /// An event's number in the outbox.
+    Seq(i64),
+}
+
+impl std::str::FromStr for Subject {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = text.parse().map(Self::Id).ok();
+        let seq = || text.parse().ok().filter(|seq| *seq > 0).map(Self::Seq);
+        id.or_else(seq).ok_or("neither a UUID nor a number of the outbox")
+    }
+}
+
+/// Settings of `relay audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// Where to begin: a time (RFC 3339) or a number of the outbox. The oldest event when left out.
+    #[arg(long, value_name = "TIME|NUMBER")]
+    pub from: Option<Bound>,
+    /// Where to end, included: a time (RFC 3339) or a number of the outbox.
+    #[arg(long, value_name = "TIME|NUMBER")]
+    pub to: Option<Bound>,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The sink.
+    #[command(flatten)]
+    pub sink: SinkArgs,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// An end of a range of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// When the event was written.
+    Time(chrono::DateTime<chrono::Utc>),
+    /// Its number in the outbox.
+    Seq(i64),
+}
+
+impl std::str::FromStr for Bound {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let time = chrono::DateTime::parse_from_rfc3339(text).map(|time| Self::Time(time.to_utc())).ok();
+        let seq = || text.parse().ok().filter(|seq| *seq >= 0).map(Self::Seq);
+        time.or_else(seq).ok_or("neither a time like 2026-01-31T12:00:00Z nor a number of the outbox")
+    }
+}
+
+/// Settings of `relay doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// The mail server.
+    #[command(flatten)]
+    pub smtp: SmtpArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What to do with the topic.
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create the topic, or bring it up to what is asked for; again changes nothing. Never reduces.
+    #[command(
+        after_help = "Example:\n  relay topic apply --partitions 12 --replication 3 --retention 14d\n  relay topic apply --dry-run     exit code 3 when there is something to do or to mend"
+    )]
+    Apply(Box<TopicApplyArgs>),
+}
+
+/// Settings of `relay topic apply`. What is left out stays as it is, or becomes the default of a new topic.
+#[derive(Debug, Args)]
+pub struct TopicApplyArgs {
+    /// Partitions; 6 for a new topic when left out.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub partitions: Option<i32>,
+    /// Replicas of each partition; 3 for a new topic, or as many as there are brokers.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=32))]
+    pub replication: Option<i32>,
+    /// How long events stay on the topic: 36h, 14d, or forever.
+    #[arg(long, value_name = "TIME")]
+    pub retention: Option<Retention>,
+    /// Replicas that must have an event before it counts as published; one less than the replicas,
+    /// 2 at most, for a new topic.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=32))]
+    pub min_insync_replicas: Option<i32>,
+    /// Add partitions to a topic that exists: from then on an order's events may go to another
+    /// partition than its earlier ones, and consumers lose their order across the change.
+    #[arg(long)]
+    pub yes_move_orders: bool,
+    /// Change nothing; say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// How long a topic keeps its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// So long.
+    For(Duration),
+    /// For ever.
+    Forever,
+}
+
+impl std::str::FromStr for Retention {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "neither a time like 36h or 14d nor `forever`";
+        if text == "forever" {
+            return Ok(Self::Forever);
+        }
+        let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(WRONG)?;
+        let hours = match unit {
+            "h" => 1,
+            "d" => 24,
+            _ => return Err(WRONG),
+        };
+        let number: u32 = number.parse().map_err(|_| WRONG)?;
+        if number == 0 {
+            Err(WRONG)
+        } else {
+            Ok(Self::For(Duration::from_secs(u64::from(number) * hours * 3600)))
+        }
+    }
 }
 
 /// What to do with the settings.
@@ -138,12 +378,22 @@ pub struct RunArgs {
     /// Consumer group of the notify stage.
     #[arg(long, env, default_value = "orders-notify")]
     pub notify_group: String,
-    /// Where to serve /healthz and /readyz.
+    /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
     /// Seconds after which a standby takes over from a publisher that is gone.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
+    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
+    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_retention_days: u32,
+    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
+    /// longer than the topic keeps its events, or an event that is read again makes a second e-mail.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_inbox_retention_days: u32,
+    /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// What an e-mail whose outcome is unknown becomes: sent again with the same Message-ID, or
     /// held for the operator.
     #[arg(long, env, value_enum, default_value = "resend")]
@@ -324,6 +574,9 @@ pub enum InvalidSetting {
     /// The orders' sink is for the orders' table.
     #[error("RELAY_SINK must name a sink of the foreign table's own: `{KAFKA}` is that of the orders")]
     ForeignSink,
+    /// Not a collector of traces.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT must look like http://host:4318")]
+    OtlpEndpoint,
 }
 
 impl DatabaseArgs {
@@ -360,6 +613,17 @@ impl SmtpArgs {
     }
 }
 
+impl SmtpArgs {
+    /// Whether mails go over a network in the clear.
+    #[must_use]
+    pub(crate) fn is_plain_to_elsewhere(&self) -> bool {
+        let url = self.smtp_url.0.as_str();
+        let (_, server) = url.rsplit_once('@').or_else(|| url.split_once("://")).unwrap_or_default();
+        let here = ["127.", "localhost", "[::1]"].iter().any(|here| server.starts_with(here));
+        url.starts_with("smtp://") && !url.contains("tls=") && !here
+    }
+}
+
 impl KafkaArgs {
     /// Where Kafka is.
     ///
@@ -372,6 +636,21 @@ impl KafkaArgs {
             source: self.events_source.clone(),
             properties: self.kafka_properties.0.parse().map_err(InvalidSetting::KafkaProperties)?,
         })
+    }
+}
+
+impl OutboxArgs {
+    /// The table that the publisher of `sink` reads.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::OutboxTable`], [`InvalidSetting::ForeignSink`]
+    pub(crate) fn outbox(&self, sink: &SinkName) -> Result<Outbox, InvalidSetting> {
+        match self.outbox_shape {
+            OutboxShape::Orders if self.outbox_table == OUTBOX => Ok(Outbox::Orders),
+            OutboxShape::Orders => Err(InvalidSetting::OutboxTable),
+            OutboxShape::Debezium if sink.as_str() == KAFKA => Err(InvalidSetting::ForeignSink),
+            OutboxShape::Debezium => Ok(Outbox::Foreign(self.routing.outbox(&self.outbox_table))),
+        }
     }
 }
 
@@ -397,16 +676,28 @@ impl RunArgs {
     /// The table that the publisher reads.
     ///
     /// # Errors
-    /// [`InvalidSetting::OutboxTable`], [`InvalidSetting::ForeignSink`]
+    /// As [`OutboxArgs::outbox`].
     pub(crate) fn outbox(&self) -> Result<Outbox, InvalidSetting> {
-        let OutboxArgs { outbox_shape, outbox_table, routing } = &self.outbox;
-        match outbox_shape {
-            OutboxShape::Orders if outbox_table == OUTBOX => Ok(Outbox::Orders),
-            OutboxShape::Orders => Err(InvalidSetting::OutboxTable),
-            OutboxShape::Debezium if self.sink.relay_sink.as_str() == KAFKA => {
-                Err(InvalidSetting::ForeignSink)
+        self.outbox.outbox(&self.sink.relay_sink)
+    }
+
+    /// What is old.
+    #[must_use]
+    pub(crate) fn ages(&self) -> Ages {
+        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
+        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
+    }
+
+    /// Where spans go, if anywhere.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::OtlpEndpoint`]
+    pub(crate) fn traces(&self) -> Result<Traces, InvalidSetting> {
+        match self.otlp_endpoint.as_deref() {
+            Some(endpoint) => {
+                Traces::to(endpoint, &self.kafka.kafka_topic).map_err(|_| InvalidSetting::OtlpEndpoint)
             }
-            OutboxShape::Debezium => Ok(Outbox::Foreign(routing.outbox(outbox_table))),
+            None => Ok(Traces::default()),
         }
     }
 

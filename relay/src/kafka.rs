@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use events::{Attributes, EventId};
-use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
 use crate::foreign::is_topic;
+use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
 use crate::publish::row::{Event, ForeignEvent, OrderEvent};
@@ -38,6 +40,9 @@ const FIXED: [(&str, &str); 5] = [
     ("enable.auto.offset.store", "false"),
     ("partitioner", "murmur2_random"),
 ];
+
+/// What librdkafka sends at most when `message.max.bytes` is not set.
+const DEFAULT_MESSAGE_BYTES: i64 = 1_000_000;
 
 /// librdkafka properties, written `k=v,k=v`. Never printed: there are passwords among them.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -105,6 +110,13 @@ impl Settings {
         config
     }
 
+    /// The largest message that the producer sends, bytes.
+    #[must_use]
+    pub(crate) fn message_bytes(&self) -> i64 {
+        let own = self.properties.0.iter().rev().find(|(name, _)| name == "message.max.bytes");
+        own.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(DEFAULT_MESSAGE_BYTES)
+    }
+
     fn producer(&self, alone: bool) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -114,7 +126,9 @@ impl Settings {
             // Above what the publisher ever hands over (`core::Limits`), so the queue is never full;
             // one more bound on memory all the same.
             .set("queue.buffering.max.messages", "100000")
-            .set("queue.buffering.max.kbytes", "98304");
+            .set("queue.buffering.max.kbytes", "98304")
+            // One client fills the gauges; the one for suspects is seldom there.
+            .set("statistics.interval.ms", if alone { "0" } else { STATISTICS_INTERVAL });
         for (key, value) in self.client().config_map() {
             config.set(key, value);
         }
@@ -131,6 +145,14 @@ impl Settings {
 /// Sends answers of Kafka to the publisher's loop.
 struct Deliveries {
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
+    counted: Mutex<Counted>,
+}
+
+impl Deliveries {
+    fn new(answers: UnboundedSender<Answer>, metrics: ClientMetrics) -> Self {
+        Self { answers, metrics, counted: Mutex::default() }
+    }
 }
 
 /// What Kafka, or the client library, said.
@@ -152,6 +174,10 @@ impl ClientContext for Deliveries {
         };
         // The receiver is gone only when the producer is being thrown away.
         let _ = self.answers.send(answer);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.metrics.take(&statistics, &mut self.counted.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -250,18 +276,36 @@ pub(crate) struct Producer {
     /// Made when the first suspect has to travel in a batch of its own.
     alone: Option<ThreadedProducer<Deliveries>>,
     answers: UnboundedSender<Answer>,
+    metrics: ClientMetrics,
+    /// Whether events are marked as repeats that somebody asked for.
+    replay: bool,
 }
 
 impl Producer {
+    /// The same as [`Producer::new`] for events that were published before; they say so.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub(crate) fn for_replay(
+        settings: Settings,
+        metrics: &ClientMetrics,
+    ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+        let (producer, answers) = Self::new(settings, metrics)?;
+        Ok((Self { replay: true, ..producer }, answers))
+    }
+
     /// A producer and the channel of its answers.
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
-    pub(crate) fn new(settings: Settings) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
+    pub(crate) fn new(
+        settings: Settings,
+        metrics: &ClientMetrics,
+    ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
         let (answers, receiver) = unbounded_channel();
-        let context = Deliveries { answers: answers.clone() };
+        let context = Deliveries::new(answers.clone(), metrics.clone());
         let many = settings.producer(false).create_with_context(context)?;
-        Ok((Self { settings, many, alone: None, answers }, receiver))
+        Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone(), replay: false }, receiver))
     }
 
     /// Hands an event over; its answer comes through the channel.
@@ -280,7 +324,7 @@ impl Producer {
                 none => none.insert(
                     self.settings
                         .producer(true)
-                        .create_with_context(Deliveries { answers: self.answers.clone() })
+                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))
                         .map_err(refused)?,
                 ),
             }
@@ -292,6 +336,7 @@ impl Producer {
             Event::Order(event) => {
                 let attributes = attributes(event, row.aggregate_id, &self.settings.source);
                 let headers = events::kafka::headers(&attributes);
+                let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
                 (&self.settings.topic, &order, Some(event.payload.as_bytes()), headers)
             }
             Event::Foreign(event) if is_topic(&event.topic) => {
@@ -319,7 +364,7 @@ impl Producer {
 }
 
 /// The CloudEvents attributes of an order's event.
-fn attributes(event: &OrderEvent, order: Uuid, source: &str) -> Attributes {
+pub(crate) fn attributes(event: &OrderEvent, order: Uuid, source: &str) -> Attributes {
     Attributes {
         id: EventId::from(event.event_id),
         source: source.to_owned(),
@@ -421,7 +466,8 @@ mod tests {
             source: "/orders".into(),
             properties: "retry.backoff.ms=1,retry.backoff.max.ms=10".parse().expect("properties"),
         };
-        let (mut producer, mut heard) = Producer::new(settings).expect("a producer");
+        let metrics = ClientMetrics::new(&prometheus::Registry::new()).expect("metrics");
+        let (mut producer, mut heard) = Producer::new(settings, &metrics).expect("a producer");
         producer.send(&Due { row: Arc::new(row(7, Uuid::from_u128(1))), alone: false });
         let input = tokio::time::timeout(Duration::from_secs(60), async {
             loop {

@@ -12,10 +12,14 @@ pub mod foreign;
 mod health;
 mod kafka;
 mod mail;
+mod metrics;
 mod notify;
 mod publish;
+mod retention;
 pub mod sink;
 pub mod telemetry;
+mod topic;
+mod traces;
 
 use std::io;
 
@@ -26,9 +30,12 @@ use tokio_util::sync::CancellationToken;
 use self::config::{InvalidSetting, RunArgs, Stage};
 use self::health::Health;
 use self::mail::Mailer;
+use self::metrics::{Asks, Metrics};
 use self::notify::Notifier;
 use self::publish::Publisher;
 use self::publish::core::Limits;
+use self::publish::source::Outbox;
+use self::retention::Retention;
 
 /// Why the relay cannot start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +52,17 @@ pub enum RunError {
     /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// The metrics contradict each other.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
     /// A stage panicked or ended by itself.
     #[error("the {0} ended by itself")]
     Ended(&'static str),
+}
+
+/// The name under which this process holds leases.
+fn holder() -> String {
+    format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 /// Runs the stages until shutdown. The first to end ends the others.
@@ -59,10 +74,18 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
     let (database, kafka, smtp) =
         (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
     let outbox = args.outbox()?;
-    let holder = format!("relay-{}-{:08x}", std::process::id(), fastrand::u32(..));
+    let traces = args.traces()?;
+    let holder = holder();
     let listener = TcpListener::bind(args.relay_listen)
         .await
         .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
+
+    let asks = Asks {
+        sink: args.sink.relay_sink.to_string(),
+        is_foreign: matches!(outbox, Outbox::Foreign(_)),
+        holder: holder.clone(),
+    };
+    let metrics = Metrics::new(&args.stages(), db::pool(database.clone(), 1), asks)?;
 
     // Each task names itself when it ends.
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
@@ -70,6 +93,19 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
         let shutdown = shutdown.clone();
         match stage {
             Stage::Publish => {
+                // A foreign table is its application's to empty, and the orders' tables are not this relay's.
+                if matches!(outbox, Outbox::Orders) {
+                    let retention = Retention {
+                        pool: db::pool(database.clone(), 1),
+                        ages: args.ages(),
+                        metrics: metrics.retention.clone(),
+                    };
+                    let stop = shutdown.clone();
+                    tasks.spawn(async move {
+                        retention.run(stop).await;
+                        "retention"
+                    });
+                }
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
                     sink: args.sink.relay_sink.clone(),
@@ -78,7 +114,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     limits: Limits::default(),
                     lease: args.lease(),
                     holder: holder.clone(),
+                    once: false,
                     health: health.stage("publish"),
+                    metrics: metrics.publish.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     publisher.run(shutdown).await;
@@ -92,6 +131,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     group: args.notify_group.clone(),
                     mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
+                    metrics: metrics.notify.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     notifier.run(shutdown).await;
@@ -106,6 +147,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     holder: holder.clone(),
                     on_unknown: args.mail_on_unknown,
                     health: health.stage("mail"),
+                    metrics: metrics.mail.clone(),
+                    traces: traces.clone(),
                 };
                 tasks.spawn(async move {
                     mailer.run(shutdown).await;
@@ -114,7 +157,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             }
         }
     }
-    let pages = health::serve(listener, health, shutdown.clone());
+    let pages = health::serve(listener, health, metrics, shutdown.clone());
     tasks.spawn(async move {
         if let Err(error) = pages.await {
             tracing::error!(%error, "the health pages ended");
@@ -128,6 +171,10 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             result = Err(RunError::Ended(ended.unwrap_or("stage that panicked")));
             shutdown.cancel();
         }
+    }
+    // Exporting blocks; a collector that is away delays the end by one export.
+    if tokio::task::spawn_blocking(move || traces.flush()).await.is_err() {
+        tracing::error!("exporting the last traces failed");
     }
     result
 }

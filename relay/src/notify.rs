@@ -2,7 +2,7 @@
 //! offered to everybody. An order event becomes a notification, in the transaction of its dedup
 //! key; sending it is the business of `mail`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use events::OrderEvent;
 use events::inbox::{self, Handler, Inbox, InboxError};
@@ -17,9 +17,11 @@ use crate::db::notifications;
 use crate::health::StageHealth;
 use crate::kafka;
 use crate::mail::Kind;
+use crate::metrics::{Notified, NotifyMetrics};
+use crate::traces::Traces;
 
 /// The name of this consumer's dedup keys.
-const CONSUMER: &str = "notify";
+pub(crate) const CONSUMER: &str = "notify";
 /// A pass that waits longer than this has simply nothing to do.
 const QUIET: Duration = Duration::from_secs(1);
 /// Kafka is well when it has not failed for so long; while it is away it fails more often.
@@ -38,6 +40,10 @@ pub(crate) struct Notifier {
     pub mail_domain: String,
     /// Where it says how it is.
     pub health: StageHealth,
+    /// What it counts.
+    pub metrics: NotifyMetrics,
+    /// The spans of its events.
+    pub traces: Traces,
 }
 
 /// What has failed since the last success.
@@ -55,15 +61,17 @@ impl Default for Trouble {
 /// Turns an event into a notification.
 struct Notify {
     mail_domain: String,
+    metrics: NotifyMetrics,
+    traces: Traces,
 }
 
-impl Handler for Notify {
-    async fn handle(&mut self, event: &Event, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+impl Notify {
+    async fn notify(&self, event: &Event, connection: &mut PgConnection) -> Result<Notified, sqlx::Error> {
         let order_event = match event.order_event() {
             Ok(order_event) => order_event,
             Err(error) => {
                 tracing::error!(event.id = %event.attributes.id, %error, "no notification for an event that cannot be read");
-                return Ok(());
+                return Ok(Notified::Unreadable);
             }
         };
         let kind = match order_event {
@@ -73,7 +81,22 @@ impl Handler for Notify {
         let (order, version) = (order_event.order_id(), event.attributes.version);
         // Fixed here, from the dedup key: whoever resends the mail resends this id.
         let message_id = format!("<{kind}.{order}.{version}@{}>", self.mail_domain);
-        notifications::insert(connection, kind, order, version, &message_id, &event.data).await
+        let traceparent = event.attributes.traceparent.as_deref();
+        let made =
+            notifications::insert(connection, kind, order, version, &message_id, &event.data, traceparent)
+                .await?;
+        Ok(if made { Notified::Made } else { Notified::NoAddress })
+    }
+}
+
+impl Handler for Notify {
+    async fn handle(&mut self, event: &Event, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let began = SystemTime::now();
+        let outcome = self.notify(event, connection).await?;
+        // Counted before the commit: a batch that fails counts again when it is tried again.
+        self.metrics.handled(outcome, event.position.timestamp_millis);
+        self.traces.notified(event, began);
+        Ok(())
     }
 }
 
@@ -84,7 +107,11 @@ impl Notifier {
         let mut inbox = loop {
             match inbox::consumer(self.kafka.client(), &self.group, &self.kafka.topic) {
                 Ok(consumer) => {
-                    let handler = Notify { mail_domain: self.mail_domain.clone() };
+                    let handler = Notify {
+                        mail_domain: self.mail_domain.clone(),
+                        metrics: self.metrics.clone(),
+                        traces: self.traces.clone(),
+                    };
                     break Inbox::new(consumer, self.pool.clone(), CONSUMER, handler);
                 }
                 Err(error) => self.health.trouble(format!("Kafka: {error}")),
@@ -132,7 +159,9 @@ impl Notifier {
     }
 
     async fn run_once(&self, inbox: &mut Inbox<Notify>) -> Result<(), InboxError> {
-        if inbox.run_once().await?.handled > 0 {
+        let pass = inbox.run_once().await?;
+        self.metrics.repeated(pass.repeated);
+        if pass.handled > 0 {
             // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
             bell::ring(&self.pool, bell::MAIL).await?;
         }

@@ -55,16 +55,17 @@ pub(crate) struct EmailView {
 }
 
 /// The events of an order by version. A parked event counts as settled in the frontier, so the
-/// dead letters are asked first.
+/// dead letters are asked first; one that an operator discarded stays parked for ever.
 pub(crate) async fn events(pool: &PgPool, order: OrderId) -> Result<Vec<EventView>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"select o.event_id, o.version, o.type as kind, o.created_at,
-                  (d.seq is not null) as "parked!",
+                  (d.seq is not null or gone.seq is not null) as "parked!",
                   (i.event_id is not null or coalesce(s.published @> o.seq, false)) as "published!",
                   i.kafka_partition as "partition?", i.kafka_offset as "offset?", i.published_at as "time?"
              from outbox o
              left join relay_sinks s on s.sink = $2
              left join relay_dead d on d.sink = $2 and d.seq = o.seq
+             left join relay_discarded gone on gone.sink = $2 and gone.seq = o.seq
              left join inbox i on i.consumer = $3 and i.event_id = o.event_id
             where o.aggregate_id = $1
             order by o.version"#,

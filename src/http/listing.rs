@@ -97,6 +97,7 @@ pub(crate) async fn list(
 pub(crate) struct History {
     #[schema(value_type = uuid::Uuid)]
     order_id: OrderId,
+    /// By version. Published events are removed after a while and then left out.
     events: Vec<EventView>,
     emails: Vec<EmailView>,
 }

@@ -1,4 +1,5 @@
 //! The outbox beside the topic: what every test of the publisher ends with.
+#![allow(dead_code, reason = "each test file includes this and uses its own part")]
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

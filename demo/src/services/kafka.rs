@@ -65,6 +65,8 @@ impl Kafka {
             let spec = java("kafka", &["-Xmx512m", "-Xms256m"], &classpath, directory.join("log"))
                 .args(["kafka.Kafka"])
                 .args([&properties]);
+            let set = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let spec = Spec { env: extras.environment.iter().map(set).collect(), ..spec };
             let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
             let mut broker = Self { directory, classpath: classpath.clone(), port, spec, process };
             match broker.answers().await {
@@ -124,7 +126,7 @@ impl Kafka {
             &self.classpath,
             self.directory.join("acls.log"),
         )
-        .args(["kafka.admin.AclCommand", "--bootstrap-server", &self.brokers(), "--topic", topic])
+        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers(), "--topic", topic])
         .args(rule);
         Process::run(&command, START).await.map_err(ServiceError::process(NAME))
     }

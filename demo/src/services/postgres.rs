@@ -79,6 +79,8 @@ impl Postgres {
         for (name, value) in extras.settings {
             spec = spec.args(["-c", &format!("{name}={value}")]);
         }
+        let set = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        spec.env = extras.environment.iter().map(set).collect();
         let mut tries = 0;
         loop {
             tries += 1;

@@ -10,6 +10,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
     let kafka = run.kafka.settings()?;
     run.smtp.connections()?;
     run.outbox()?;
+    run.traces()?;
     let stages: Vec<String> = run.stages().iter().map(|stage| format!("{stage:?}").to_lowercase()).collect();
     let settings = [
         ("stages", stages.join(" ")),
@@ -37,6 +38,9 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         ("MAIL_ON_UNKNOWN", format!("{:?}", run.mail_on_unknown).to_lowercase()),
         ("RELAY_LISTEN", run.relay_listen.to_string()),
         ("RELAY_LEASE_SECONDS", run.relay_lease_seconds.to_string()),
+        ("RELAY_RETENTION_DAYS", run.relay_retention_days.to_string()),
+        ("RELAY_INBOX_RETENTION_DAYS", run.relay_inbox_retention_days.to_string()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", run.otlp_endpoint.clone().unwrap_or_default()),
         ("RUST_LOG", run.log.log.clone()),
         ("LOG_FORMAT", format!("{:?}", run.log.log_format).to_lowercase()),
     ];
@@ -46,7 +50,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         print_json(&object)?;
     } else {
         let lines: Vec<String> =
-            settings.iter().map(|(name, value)| format!("{name:<20} {value}\n")).collect();
+            settings.iter().map(|(name, value)| format!("{name:<28} {value}\n")).collect();
         print(&lines.concat())?;
     }
     Ok(Ended::Done)

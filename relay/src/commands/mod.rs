@@ -2,16 +2,33 @@
 //! one thing and prints it, for people or as JSON.
 
 mod adopt;
+mod audit;
+mod changes;
 mod config;
+mod dead;
+mod doctor;
+mod explain;
+mod finding;
 mod manual;
+mod once;
+mod pause;
+mod replay;
+mod status;
+mod text;
+mod topic;
 
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use sqlx::PgPool;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Command, ConfigCommand, InvalidSetting};
+use crate::db::lease;
+use crate::publish::source::OUTBOX;
+use crate::sink::SinkName;
 
 /// How a command ended that did what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +86,12 @@ impl From<io::Error> for CommandError {
     }
 }
 
+impl From<prometheus::Error> for CommandError {
+    fn from(error: prometheus::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 impl From<serde_json::Error> for CommandError {
     fn from(error: serde_json::Error) -> Self {
         Self::Failed(error.to_string())
@@ -103,10 +126,48 @@ pub fn exit_code(result: Result<Ended, CommandError>) -> ExitCode {
 pub async fn run(command: Command) -> Result<Ended, CommandError> {
     match command {
         Command::Run(_) => Err(CommandError::Usage("`relay run` is no command for an operator".to_owned())),
+        Command::Status(args) => status::run(*args).await,
+        Command::Explain(args) => explain::run(*args).await,
+        Command::Audit(args) => audit::run(*args).await,
+        Command::Doctor(args) => doctor::run(*args).await,
+        Command::Topic(command) => topic::run(command).await,
+        Command::Once(args) => once::once(&args).await,
+        Command::Pause(args) => pause::pause(&args).await,
+        Command::Resume(args) => pause::resume(&args).await,
+        Command::Dead(command) => dead::run(&command).await,
+        Command::Replay(args) => replay::run(&args).await,
+        Command::Changes(args) => changes::list(&args).await,
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
         Command::Adopt(args) => adopt::run(&args).await,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(&folder),
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn stop_signal() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} },
+        // Without handlers the signals end the process as they always do.
+        _ => std::future::pending().await,
+    }
+}
+
+/// The sink has never published: a wrong name, most of the time.
+fn unknown_sink(sink: &SinkName) -> CommandError {
+    CommandError::Failed(format!("no relay has published under the name `{sink}` yet: is --sink right?"))
+}
+
+/// Refuses the sink of a foreign table for a command that knows the orders' events only.
+///
+/// # Errors
+/// [`CommandError::Usage`], and whatever the database says.
+async fn orders_only(pool: &PgPool, sink: &SinkName, command: &str) -> Result<(), CommandError> {
+    match lease::source(pool, sink).await? {
+        Some(source) if source != OUTBOX => Err(CommandError::Usage(format!(
+            "--sink: `{sink}` publishes {source}; `{command}` is for the orders' outbox alone"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 use super::outbox::{self, Read};
+use super::status::{Backlog, COUNTED};
 use crate::foreign::{Column, ForeignOutbox, Sequence, Table, TopicTemplate};
 use crate::publish::core::ParkedEvent;
 use crate::publish::row::{Event, ForeignEvent, Row};
@@ -179,6 +180,12 @@ impl ForeignTable {
         &self.name
     }
 
+    /// The topic of an aggregate type.
+    #[must_use]
+    pub(crate) fn topic(&self, aggregate_type: &str) -> String {
+        self.topic.topic(aggregate_type)
+    }
+
     /// The rows in `open` and those above `above`, ascending: `limit` at most, and no more once `bytes` are
     /// spent; in one statement and as a stream for the reasons of [`outbox::read`].
     ///
@@ -222,7 +229,8 @@ impl ForeignTable {
     }
 
     /// Copies events to the dead letters. One that is no longer in the table is not copied: who
-    /// deletes an event before it is published takes it back.
+    /// deletes an event before it is published takes it back. One that was retried in vain is there
+    /// already, perhaps there alone, and gets its new cause.
     ///
     /// # Errors
     /// Whatever the database says.
@@ -234,6 +242,18 @@ impl ForeignTable {
     ) -> Result<(), sqlx::Error> {
         let (seqs, details): (Vec<i64>, Vec<Option<String>>) =
             parked.iter().map(|event| (event.seq, event.refusal.clone())).unzip();
+        sqlx::query!(
+            "update relay_dead
+             set cause = case when refusal is null then 'behind' else 'refused' end,
+                 detail = coalesce(refusal, 'an earlier event of this order is parked')
+             from unnest($2::int8[], $3::text[]) as parked(seq, refusal)
+             where relay_dead.sink = $1 and relay_dead.seq = parked.seq",
+            sink.as_str(),
+            &seqs,
+            &details as &[Option<String>],
+        )
+        .execute(&mut *connection)
+        .await?;
         sqlx::query(AssertSqlSafe(Arc::clone(&self.park)))
             .bind(sink.as_str())
             .bind(seqs)
@@ -243,6 +263,54 @@ impl ForeignTable {
             .await
             .map(drop)
     }
+}
+
+/// What a sink has still to do in its foreign table, counted as [`status::backlog`] counts; none when the
+/// table is not there, is not numbered or may not be read by this role. Its rows tell no time.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn backlog(pool: &PgPool, sink: &str, source: &str) -> Result<Option<Backlog>, sqlx::Error> {
+    let name = sqlx::query_scalar!(
+        r#"
+        select format('%I.%I', nspname, relname) as "name!"
+        from pg_class as class
+        join pg_namespace as namespace on namespace.oid = relnamespace
+        join pg_attribute on attrelid = class.oid
+        where class.oid = to_regclass($1) and attname = 'seq' and atttypid = 'int8'::regtype
+          and has_table_privilege(class.oid, 'select')
+        "#,
+        source,
+    )
+    .fetch_optional(pool)
+    .await?;
+    let Some(name) = name else { return Ok(None) };
+    let counted = format!(
+        "with sink as materialized (
+             select published, coalesce(upper(published), 1) as next from relay_sinks where sink = $1
+         ), gap as materialized (
+             select lower(range) as from_seq, upper(range) - 1 as to_seq
+             from sink, unnest(int8multirange(int8range(1, greatest(next, 1))) - published) as range
+             order by 1
+         ), open as (
+             select from_seq, to_seq, true as below from gap
+             union all
+             select next, 9223372036854775807, false from sink
+         ), event as materialized (
+             select open.below
+             from open cross join lateral (
+                 select from {name} as source
+                 where source.seq between open.from_seq and open.to_seq order by source.seq limit $2
+             ) as pending
+             limit $2
+         )
+         select count(*), greatest(coalesce((select max(seq) from {name} as source), 0) + 1 - (select next from sink), 0),
+                (select coalesce(sum(to_seq - from_seq + 1), 0)::int8 from gap) - count(*) filter (where below)
+         from event"
+    );
+    let (counted, above, holes) =
+        sqlx::query_as(AssertSqlSafe(counted)).bind(sink).bind(COUNTED).fetch_one(pool).await?;
+    Ok(Some(Backlog { counted, above, oldest: None, holes }))
 }
 
 /// SQL for what stands for some columns' text where a UUID is needed: the first half of a SHA-256. Each

@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::{PgExecutor, PgPool};
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
 use crate::publish::core::Checkpoint;
@@ -38,6 +39,24 @@ pub(crate) enum Fenced {
     Lost,
 }
 
+/// What came of prolonging the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    /// It is still ours, and this is what operators ask for.
+    Held(Standing),
+    /// It is somebody else's: stop.
+    Lost,
+}
+
+/// What operators ask of the publisher.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Why it has to stand still, if so.
+    pub paused: Option<String>,
+    /// Whether dead letters are to be published again.
+    pub retries: bool,
+}
+
 /// Asks for the lease of a sink that reads `source`.
 ///
 /// # Errors
@@ -59,7 +78,8 @@ pub(crate) async fn acquire(
     let epoch = sqlx::query_scalar!(
         r#"
         update relay_sinks
-        set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3)
+        set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3),
+            trouble = null, trouble_since = null
         where sink = $1 and source = $4 and (lease_until is null or lease_until <= clock_timestamp())
         returning epoch
         "#,
@@ -90,7 +110,71 @@ pub(crate) async fn acquire(
     })
 }
 
-/// Prolongs the lease.
+/// The sink's row as operators see it.
+#[derive(Clone, Debug)]
+pub(crate) struct SinkState {
+    /// Who publishes, if anybody does.
+    pub holder: Option<String>,
+    /// Since when it is paused, if it is.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub pause_reason: Option<String>,
+}
+
+/// Who publishes, and whether it is paused; none when nobody ever has published under this name.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn state(
+    executor: impl PgExecutor<'_>,
+    sink: &SinkName,
+) -> Result<Option<SinkState>, sqlx::Error> {
+    sqlx::query_as!(
+        SinkState,
+        r#"
+        select case when lease_until > clock_timestamp() then holder end as holder, paused_at, pause_reason
+        from relay_sinks where sink = $1
+        "#,
+        sink.as_str(),
+    )
+    .fetch_optional(executor)
+    .await
+}
+
+/// Which table the sink reads; none when nobody ever has published under this name.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn source(pool: &PgPool, sink: &SinkName) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!("select source from relay_sinks where sink = $1", sink.as_str())
+        .fetch_optional(pool)
+        .await
+}
+
+/// Pauses the sink, or gives a pause another reason; resumes it when there is none.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn pause(
+    connection: &mut PgConnection,
+    sink: &SinkName,
+    reason: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update relay_sinks
+         set paused_at = case when $2::text is not null then coalesce(paused_at, clock_timestamp()) end,
+             pause_reason = $2
+         where sink = $1",
+        sink.as_str(),
+        reason,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Prolongs the lease, notes what keeps its holder from making progress, if anything does, and hears
+/// what operators ask for.
 ///
 /// # Errors
 /// Whatever the database says; the renewal can be repeated.
@@ -99,17 +183,26 @@ pub(crate) async fn renew(
     sink: &SinkName,
     epoch: Epoch,
     ttl: Duration,
-) -> Result<Fenced, sqlx::Error> {
-    let done = sqlx::query!(
-        "update relay_sinks set lease_until = clock_timestamp() + make_interval(secs => $3)
-         where sink = $1 and epoch = $2 and holder is not null",
+    trouble: Option<&str>,
+) -> Result<Renewed, sqlx::Error> {
+    let standing = sqlx::query_as!(
+        Standing,
+        r#"
+        update relay_sinks
+        set lease_until = clock_timestamp() + make_interval(secs => $3), trouble = $4,
+            trouble_since = case when $4::text is not null then coalesce(trouble_since, clock_timestamp()) end
+        where sink = $1 and epoch = $2 and holder is not null
+        returning pause_reason as paused,
+                  exists (select from relay_retries where relay_retries.sink = relay_sinks.sink) as "retries!"
+        "#,
         sink.as_str(),
         epoch.0,
         ttl.as_secs_f64(),
+        trouble,
     )
-    .execute(pool)
+    .fetch_optional(pool)
     .await?;
-    Ok(fenced(done.rows_affected()))
+    Ok(standing.map_or(Renewed::Lost, Renewed::Held))
 }
 
 /// Gives the lease up, so that a standby need not wait for its end.
@@ -118,7 +211,8 @@ pub(crate) async fn renew(
 /// Whatever the database says; the lease then ends by itself.
 pub(crate) async fn release(pool: &PgPool, sink: &SinkName, epoch: Epoch) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "update relay_sinks set holder = null, lease_until = null where sink = $1 and epoch = $2",
+        "update relay_sinks set holder = null, lease_until = null, trouble = null, trouble_since = null
+         where sink = $1 and epoch = $2",
         sink.as_str(),
         epoch.0,
     )
@@ -156,8 +250,10 @@ pub(crate) async fn parked_orders(pool: &PgPool, sink: &SinkName) -> Result<Hash
     Ok(orders.into_iter().collect())
 }
 
-/// Commits that events are settled, and which of them are parked, in one statement: an event is
-/// never counted as settled without lying on Kafka or among the dead letters (invariant 3).
+/// Commits that events are settled, which of them are parked, and which dead letters are none any
+/// more, in one statement: an event is never counted as settled without lying on Kafka or among the
+/// dead letters, and never taken from those without lying on Kafka (invariant 3). An event that was
+/// parked before may be in no outbox any more: it is parked again where it is.
 /// Union is commutative and the dead letters have a key, so a repeat changes nothing.
 ///
 /// # Errors
@@ -177,19 +273,29 @@ pub(crate) async fn checkpoint(
         r#"
         with held as (
             update relay_sinks
-            set published = published + (select range_agg(int8range(from_seq, to_seq))
-                                         from unnest($3::int8[], $4::int8[]) as settled(from_seq, to_seq)),
+            set published = published + coalesce((select range_agg(int8range(from_seq, to_seq))
+                                                  from unnest($3::int8[], $4::int8[]) as settled(from_seq, to_seq)), '{}'),
                 lease_until = clock_timestamp() + make_interval(secs => $5)
             where sink = $1 and epoch = $2 and holder is not null
             returning sink
+        ), news as (
+            select held.sink, seq, case when detail is null then 'behind' else 'refused' end as cause,
+                   coalesce(detail, 'an earlier event of this order is parked') as detail
+            from held, unnest($6::int8[], $7::text[]) as parked(seq, detail)
         ), parked as (
             insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload,
                                     headers, created_at, cause, detail)
-            select held.sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
-                   created_at, case when detail is null then 'behind' else 'refused' end,
-                   coalesce(detail, 'an earlier event of this order is parked')
-            from held, unnest($6::int8[], $7::text[]) as parked(seq, detail) join outbox using (seq)
+            select news.sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
+                   created_at, cause, detail
+            from news join outbox using (seq)
             on conflict on constraint relay_dead_pkey do nothing
+        ), parked_again as (
+            update relay_dead set cause = news.cause, detail = news.detail
+            from news where relay_dead.sink = news.sink and relay_dead.seq = news.seq
+        ), mended as (
+            delete from relay_dead using held where relay_dead.sink = held.sink and seq = any($8)
+        ), ended as (
+            delete from relay_retries using held where relay_retries.sink = held.sink and retry_id = any($9)
         )
         select count(*) as "held!" from held
         "#,
@@ -200,6 +306,8 @@ pub(crate) async fn checkpoint(
         ttl.as_secs_f64(),
         &parked,
         &details as &[Option<String>],
+        &checkpoint.mended,
+        &checkpoint.ended,
     )
     .fetch_one(executor)
     .await?;

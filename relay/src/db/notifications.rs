@@ -26,10 +26,12 @@ pub(crate) struct Leased {
     pub attempts: i32,
     /// When the notification was made; the mail's Date.
     pub created_at: DateTime<Utc>,
+    /// W3C Trace Context of the request.
+    pub traceparent: Option<String>,
 }
 
-/// Makes the notification of an event, if the order has an address. The dedup key
-/// (kind, order, version) is unique: invariant 8 rests on it.
+/// Makes the notification of an event, if the order has an address; says whether it did. The dedup
+/// key (kind, order, version) is unique: invariant 8 rests on it.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -40,11 +42,13 @@ pub(crate) async fn insert(
     version: i32,
     message_id: &str,
     data: &[u8],
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+    traceparent: Option<&str>,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
         r#"
-        insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data)
-        select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb
+        insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data,
+                                   traceparent)
+        select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb, $7
         from orders where order_id = $3 and customer_email is not null
         on conflict on constraint notifications_once do nothing
         "#,
@@ -54,24 +58,25 @@ pub(crate) async fn insert(
         version,
         message_id,
         data,
+        traceparent,
     )
     .execute(connection)
-    .await
-    .map(drop)
+    .await?;
+    Ok(done.rows_affected() > 0)
 }
 
-/// Turns what was being sent by a process that is gone into `unknown`.
+/// Turns what was being sent by a process that is gone into `unknown`; says how many there were.
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn expire_leases(pool: &PgPool) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+pub(crate) async fn expire_leases(pool: &PgPool) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
         "update notifications set state = 'unknown', holder = null, lease_until = null
          where state = 'sending' and lease_until < clock_timestamp()"
     )
     .execute(pool)
-    .await
-    .map(drop)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 /// Leases due notifications. `skip locked` only saves waiting: that no two mailers send the same
@@ -99,7 +104,8 @@ pub(crate) async fn lease(
             limit $3
             for update skip locked
         )
-        returning notification_id, kind, recipient, message_id, data::text as "data!", attempts, created_at
+        returning notification_id, kind, recipient, message_id, data::text as "data!", attempts, created_at,
+                  traceparent
         "#,
         holder,
         time.as_secs_f64(),

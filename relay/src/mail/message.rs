@@ -86,6 +86,7 @@ mod tests {
                 .into(),
             attempts: 0,
             created_at: DateTime::UNIX_EPOCH,
+            traceparent: None,
         }
     }
 

@@ -8,7 +8,7 @@ mod message;
 mod smtp;
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -17,12 +17,14 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::smtp::Smtp;
+pub(crate) use self::smtp::{Reachable, Smtp};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::config::OnUnknown;
 use crate::db::notifications::{self, Leased};
 use crate::health::StageHealth;
+use crate::metrics::MailMetrics;
+use crate::traces::Traces;
 
 /// Notifications leased at a time.
 const LEASE: i64 = 64;
@@ -33,8 +35,10 @@ const CONNECTIONS: usize = 8;
 const LEASE_TIME: Duration = Duration::from_secs(15);
 /// How long an outcome is kept for a database that is away.
 const RECORD_TIME: Duration = Duration::from_secs(60);
-/// How often to look when no bell rings.
-const POLL: Duration = Duration::from_secs(1);
+/// How often to look while the bell can be heard: for what is tried again later, and waits anyway.
+const POLL: Duration = Duration::from_secs(10);
+/// How often to look while no bell can be heard.
+const POLL_WITHOUT_BELL: Duration = Duration::from_secs(1);
 
 /// What an e-mail is about; with order and version it is the dedup key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +107,10 @@ pub(crate) struct Mailer {
     pub on_unknown: OnUnknown,
     /// Where it says how it is.
     pub health: StageHealth,
+    /// What it counts.
+    pub metrics: MailMetrics,
+    /// The spans of its e-mails.
+    pub traces: Traces,
 }
 
 impl Mailer {
@@ -119,6 +127,7 @@ impl Mailer {
         let mut backoff = Backoff::for_outage();
         let mut limit = LEASE;
         while !shutdown.is_cancelled() {
+            let poll = if bell.is_connected() { POLL } else { POLL_WITHOUT_BELL };
             let wait = match self.run_once(limit, shutdown).await {
                 Ok(Pass { outage: Some(reason), .. }) => {
                     self.health.trouble(format!("SMTP: {reason}"));
@@ -130,7 +139,7 @@ impl Mailer {
                     self.health.well("sending mail");
                     backoff.reset();
                     limit = LEASE;
-                    (leased == 0).then_some(POLL)
+                    (leased == 0).then_some(poll)
                 }
                 Err(error) => {
                     self.health.trouble(format!("PostgreSQL: {error}"));
@@ -157,7 +166,7 @@ impl Mailer {
         limit: i64,
         shutdown: &CancellationToken,
     ) -> Result<Pass, sqlx::Error> {
-        notifications::expire_leases(&self.pool).await?;
+        self.metrics.became_unknown(notifications::expire_leases(&self.pool).await?);
         let resend_unknown = self.on_unknown == OnUnknown::Resend;
         let leased =
             notifications::lease(&self.pool, &self.holder, LEASE_TIME, limit, resend_unknown).await?;
@@ -168,7 +177,11 @@ impl Mailer {
                 let attempt = if shutdown.is_cancelled() || away.is_cancelled() {
                     Attempt::NotTried
                 } else {
-                    self.send(&mail).await
+                    let began = SystemTime::now();
+                    let attempt = self.send(&mail).await;
+                    self.metrics.attempted(&attempt);
+                    self.traces.mailed(&mail, &attempt, began);
+                    attempt
                 };
                 if matches!(attempt, Attempt::Away(_)) {
                     away.cancel();

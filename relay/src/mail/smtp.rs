@@ -14,6 +14,17 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Smtp(AsyncSmtpTransport<Tokio1Executor>);
 
+/// What comes of calling the mail server without a mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reachable {
+    /// A mail could be sent.
+    Yes,
+    /// It answers, and would take none: its words.
+    Refused(String),
+    /// It does not answer: why.
+    No(String),
+}
+
 impl Smtp {
     /// Connections to the server at `url`, made when they are needed.
     ///
@@ -26,6 +37,21 @@ impl Smtp {
             .pool_config(PoolConfig::new().max_size(connections))
             .build();
         Ok(Self(transport))
+    }
+
+    /// Connects, says hello, starts TLS and logs in as the URL says. Sends nothing.
+    pub(crate) async fn reach(&self) -> Reachable {
+        match self.0.test_connection().await {
+            Ok(true) => Reachable::Yes,
+            Ok(false) => Reachable::Refused("it takes the login and then no command".to_owned()),
+            Err(error) => {
+                let words = with_sources(&error);
+                // It was there to refuse: a login, TLS, or a hello.
+                let answered =
+                    error.is_permanent() || error.is_transient() || error.is_client() || error.is_tls();
+                if answered { Reachable::Refused(words) } else { Reachable::No(words) }
+            }
+        }
     }
 
     pub(super) async fn send(&self, message: Message) -> Attempt {

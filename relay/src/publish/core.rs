@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::frontier::{Frontier, Holders, Numbers};
-use super::gate::{Due, Gate};
+use super::gate::{Acknowledged, Due, Gate, Retry, RetryId};
 use super::row::Row;
 
 /// Bounds of memory and pace. The defaults are the measured ones.
@@ -46,6 +46,8 @@ const CHECKPOINT_SHARE: u32 = 10;
 const LOOK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 /// How long nothing is sent after a transient refusal: at first, and at most.
 const PAUSE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+/// Dead letters that are read at a time.
+const RETRIED: usize = 256;
 /// Payload that a row is assumed to have before the first rows are read.
 const ASSUMED_ROW_BYTES: usize = 64 << 10;
 
@@ -89,11 +91,21 @@ pub(crate) enum Input {
     Saved,
     /// Somebody has committed something.
     Bell,
+    /// An operator has asked for dead letters to be published again.
+    RetriesWait,
+    /// The dead letters that were asked for; none when there are no more.
+    Retries(Vec<Retry>),
+    /// Stand still: finish what is with Kafka, checkpoint, send and read nothing.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Drain when everything is published that is there now.
+    DrainWhenPublished,
     /// Stop: finish what is with Kafka, checkpoint, and be done.
     Drain,
 }
 
-/// What to do. At most one of `Read` and `LookUpHolders`, and at most one `Checkpoint`, is under
+/// What to do. At most one of `Read`, `ReadRetries` and `LookUpHolders`, and at most one `Checkpoint`, is under
 /// way at a time.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -104,6 +116,13 @@ pub(crate) enum Command {
         open: Vec<RangeInclusive<i64>>,
         /// The highest number read so far.
         above: i64,
+        /// Row limit.
+        limit: usize,
+        /// Room in memory; the row that spends it is still taken.
+        bytes: usize,
+    },
+    /// Read, in one statement, the dead letters that are to be published again.
+    ReadRetries {
         /// Row limit.
         limit: usize,
         /// Room in memory; the row that spends it is still taken.
@@ -126,8 +145,18 @@ pub(crate) enum Command {
 pub(crate) struct Checkpoint {
     /// Acknowledged, parked or rolled back, ascending.
     pub settled: Vec<RangeInclusive<i64>>,
-    /// The parked ones among them.
+    /// The parked ones among them; those that were parked before are parked again.
     pub parked: Vec<ParkedEvent>,
+    /// Dead letters that Kafka has acknowledged after all: they are deleted.
+    pub mended: Vec<i64>,
+    /// Retries that are over, well or not.
+    pub ended: Vec<RetryId>,
+}
+
+impl Checkpoint {
+    fn touches_dead_letters(&self) -> bool {
+        !(self.parked.is_empty() && self.mended.is_empty() && self.ended.is_empty())
+    }
 }
 
 /// An event on its way to the dead letters.
@@ -156,11 +185,22 @@ pub(crate) struct Core {
     frontier: Frontier,
     gate: Gate,
     unsaved: Numbers,
-    unsaved_parked: Vec<ParkedEvent>,
+    /// The rest of the next checkpoint: what changes among the dead letters.
+    unsaved_dead: Checkpoint,
+    /// Such a change is being saved.
+    saving_dead: bool,
     saving_since: Option<Duration>,
     save_at: Duration,
     /// A read or a look at the locks is under way.
     reading: bool,
+    retries_wait: bool,
+    /// An event was parked since the dead letters were asked for.
+    parked_meanwhile: bool,
+    paused: bool,
+    /// To be drained when everything is published that is there now.
+    ends: bool,
+    /// Everything was read that was there.
+    read_all: bool,
     rung: bool,
     more: bool,
     poll_at: Duration,
@@ -181,10 +221,16 @@ impl Core {
             gate: Gate::new(limits.events, parked),
             limits,
             unsaved: Numbers::new(),
-            unsaved_parked: Vec::new(),
+            unsaved_dead: Checkpoint::default(),
+            saving_dead: false,
             saving_since: None,
             save_at: Duration::ZERO,
             reading: false,
+            retries_wait: false,
+            parked_meanwhile: false,
+            paused: false,
+            ends: false,
+            read_all: false,
             rung: true,
             more: false,
             poll_at: Duration::ZERO,
@@ -208,8 +254,13 @@ impl Core {
                 self.look_pace = (self.look_pace * 2).min(*LOOK.end());
             }
             Input::Acknowledged(seq) => {
-                if self.gate.acknowledged(seq) {
-                    self.unsaved.insert(seq..=seq);
+                match self.gate.acknowledged(seq) {
+                    Acknowledged::Nothing => {}
+                    Acknowledged::Event => self.unsaved.insert(seq..=seq),
+                    Acknowledged::DeadLetter(ended) => {
+                        self.unsaved_dead.mended.push(seq);
+                        self.unsaved_dead.ended.extend(ended);
+                    }
                 }
                 self.circuit = None;
             }
@@ -225,6 +276,7 @@ impl Core {
                 for seq in parked.behind {
                     self.park(seq, None);
                 }
+                self.unsaved_dead.ended.extend(parked.failed);
                 // Kafka answers, so it is not away.
                 self.circuit = None;
             }
@@ -234,8 +286,14 @@ impl Core {
             Input::Saved => {
                 let took = now.saturating_sub(self.saving_since.take().unwrap_or(now));
                 self.save_at = now + self.limits.checkpoint.max(took * CHECKPOINT_SHARE);
+                self.saving_dead = false;
             }
             Input::Bell => self.rung = true,
+            Input::RetriesWait => self.retries_wait = true,
+            Input::Retries(retries) => self.retries(retries),
+            Input::Pause => self.paused = true,
+            Input::Resume => self.paused = false,
+            Input::DrainWhenPublished => self.ends = true,
             Input::Drain => self.draining = true,
         }
     }
@@ -253,19 +311,28 @@ impl Core {
             }
             return Some(Command::Send(due));
         }
-        let last_call = self.draining && self.gate.in_flight() == 0;
-        if self.saving_since.is_none() && !self.unsaved.is_empty() && (now >= self.save_at || last_call) {
+        if self.ends && self.read_all && !self.retries_wait && self.gate.unsettled() == 0 {
+            self.draining = true;
+        }
+        let at_rest = self.gate.in_flight() == 0;
+        let last_call = at_rest && (self.draining || self.paused);
+        let hurry = last_call || self.retries_are_next();
+        if self.saving_since.is_none() && self.has_unsaved() && (now >= self.save_at || hurry) {
             self.saving_since = Some(now);
+            self.saving_dead = self.unsaved_dead.touches_dead_letters();
             return Some(Command::Checkpoint(Checkpoint {
                 settled: std::mem::take(&mut self.unsaved).into_iter().collect(),
-                parked: std::mem::take(&mut self.unsaved_parked),
+                ..std::mem::take(&mut self.unsaved_dead)
             }));
         }
-        if last_call && self.saving_since.is_none() {
+        if self.draining && at_rest && self.saving_since.is_none() {
             return Some(Command::Done);
         }
-        if self.reading || self.draining {
+        if self.reading || self.draining || self.paused {
             return None;
+        }
+        if self.retries_are_next() {
+            return self.read_retries();
         }
         if self.frontier.wants_holders() && now >= self.look_at {
             self.reading = true;
@@ -278,11 +345,13 @@ impl Core {
     /// answer can bring something to do.
     #[must_use]
     pub(crate) fn wake_at(&self) -> Option<Duration> {
-        let may_look = !self.reading && !self.draining;
-        let poll = (may_look && self.read_limit().is_some()).then_some(self.poll_at);
+        let stands = self.draining || self.paused;
+        let may_look = !(self.reading || stands || self.retries_are_next());
+        let may_poll = may_look && !(self.ends && self.read_all) && self.read_limit().is_some();
+        let poll = may_poll.then_some(self.poll_at);
         let look = (may_look && self.frontier.wants_holders()).then_some(self.look_at);
-        let save = (self.saving_since.is_none() && !self.unsaved.is_empty()).then_some(self.save_at);
-        let probe = self.circuit.as_ref().filter(|c| !c.probing && !self.draining).map(|c| c.until);
+        let save = (self.saving_since.is_none() && self.has_unsaved()).then_some(self.save_at);
+        let probe = self.circuit.as_ref().filter(|c| !c.probing && !stands).map(|c| c.until);
         [poll, look, save, probe].into_iter().flatten().min()
     }
 
@@ -318,6 +387,7 @@ impl Core {
     fn rows(&mut self, now: Duration, rows: Vec<Row>, cut: bool) {
         self.reading = false;
         self.more = cut;
+        self.read_all |= !cut;
         self.poll_at = now + self.limits.poll;
         let seen: Vec<i64> = rows.iter().map(|row| row.seq).collect();
         let had_holes = self.frontier.hole_count();
@@ -340,9 +410,38 @@ impl Core {
         }
     }
 
+    /// Dead letters are read when everything that was decided about them is saved: then those in
+    /// the database are all that there are. None of those under way is read a second time, and an
+    /// order that shows no others has none (invariant 4 rests on it).
+    fn read_retries(&mut self) -> Option<Command> {
+        if self.saving_dead || self.unsaved_dead.touches_dead_letters() {
+            return None;
+        }
+        let limit = self.read_limit()?.min(RETRIED);
+        self.reading = true;
+        self.retries_wait = false;
+        self.parked_meanwhile = false;
+        Some(Command::ReadRetries { limit, bytes: self.limits.bytes.saturating_sub(self.gate.held_bytes()) })
+    }
+
+    fn retries(&mut self, retries: Vec<Retry>) {
+        self.reading = false;
+        // There may be more behind them. And what was parked meanwhile is not among them: again.
+        self.retries_wait |= self.parked_meanwhile || !retries.is_empty();
+        if !self.parked_meanwhile {
+            for retry in retries {
+                let over = self.gate.retry(retry);
+                self.unsaved_dead.ended.extend(over);
+            }
+        }
+    }
+
     fn next_read(&mut self, now: Duration) -> Option<Command> {
         let limit = self.read_limit()?;
         let wanted = self.gate.wanted(limit);
+        if self.ends && self.read_all && wanted.is_empty() {
+            return None;
+        }
         let asked = self.rung || self.more || now >= self.poll_at || self.frontier.wants_read();
         if !asked && wanted.is_empty() {
             return None;
@@ -371,8 +470,19 @@ impl Core {
         (limit > 0 && !spoonful).then_some(limit)
     }
 
+    /// Dead letters are read next, before anything else.
+    fn retries_are_next(&self) -> bool {
+        self.retries_wait && !self.gate.is_retrying()
+    }
+
+    fn has_unsaved(&self) -> bool {
+        !self.unsaved.is_empty() || self.unsaved_dead.touches_dead_letters()
+    }
+
     fn may_send(&self, now: Duration) -> bool {
-        !self.draining && self.circuit.as_ref().is_none_or(|circuit| now >= circuit.until && !circuit.probing)
+        !self.draining
+            && !self.paused
+            && self.circuit.as_ref().is_none_or(|circuit| now >= circuit.until && !circuit.probing)
     }
 
     fn open_circuit(&mut self, now: Duration, reason: String) {
@@ -387,6 +497,7 @@ impl Core {
 
     fn park(&mut self, seq: i64, refusal: Option<String>) {
         self.unsaved.insert(seq..=seq);
-        self.unsaved_parked.push(ParkedEvent { seq, refusal });
+        self.unsaved_dead.parked.push(ParkedEvent { seq, refusal });
+        self.parked_meanwhile = true;
     }
 }

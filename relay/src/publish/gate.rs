@@ -27,6 +27,47 @@ struct Lane {
     deferred: VecDeque<i64>,
     /// The front event was refused in company: it goes alone.
     alone: bool,
+    /// What is being retried; its dead letters are at the front of the queue.
+    retry: Option<Retrying>,
+}
+
+/// A retry of which the dead letters are in a lane.
+#[derive(Debug)]
+struct Retrying {
+    id: RetryId,
+    /// Dead letters that are still in the lane.
+    left: usize,
+    /// With these the retry ends.
+    last: bool,
+}
+
+/// What an operator asked for: the dead letters of one order once more.
+pub(crate) type RetryId = Uuid;
+
+/// Dead letters of one order that are to be published again.
+#[derive(Clone, Debug)]
+pub(crate) struct Retry {
+    /// Under what id it was asked for.
+    pub id: RetryId,
+    /// The order.
+    pub order: Uuid,
+    /// The next of its dead letters, ascending.
+    pub rows: Vec<Row>,
+    /// Whether these are the last that were asked for.
+    pub last: bool,
+    /// Whether the order has no dead letters beside these.
+    pub frees: bool,
+}
+
+/// What an acknowledgement was for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Acknowledged {
+    /// Nothing that is with Kafka.
+    Nothing,
+    /// An event of the outbox.
+    Event,
+    /// A dead letter, and which retry ended with it.
+    DeadLetter(Option<RetryId>),
 }
 
 /// An event that is to be handed to Kafka.
@@ -53,6 +94,8 @@ pub(crate) struct Gate {
     held: usize,
     held_bytes: usize,
     deferred: usize,
+    /// Dead letters in memory.
+    retried: usize,
     capacity: usize,
 }
 
@@ -69,6 +112,7 @@ impl Gate {
             held: 0,
             held_bytes: 0,
             deferred: 0,
+            retried: 0,
             capacity,
         }
     }
@@ -91,8 +135,14 @@ impl Gate {
         self.flying.len()
     }
 
+    /// Whether dead letters are in memory.
+    #[must_use]
+    pub(crate) fn is_retrying(&self) -> bool {
+        self.retried > 0
+    }
+
     /// Events that are read and not settled, those included of which only the number is remembered.
-    #[cfg(test)]
+    #[must_use]
     pub(crate) fn unsettled(&self) -> usize {
         self.held + self.deferred
     }
@@ -145,6 +195,26 @@ impl Gate {
         None
     }
 
+    /// Takes dead letters back. As long as the order has others its later events go on to join
+    /// them; with the last one in the lane they go behind it. Gives the id of a retry that is
+    /// over, because there is nothing left to publish.
+    pub(crate) fn retry(&mut self, retry: Retry) -> Option<RetryId> {
+        if retry.frees {
+            self.parked.remove(&retry.order);
+        }
+        if retry.rows.is_empty() {
+            return retry.last.then_some(retry.id);
+        }
+        let lane = self.lanes.entry(retry.order).or_default();
+        lane.retry = Some(Retrying { id: retry.id, left: retry.rows.len(), last: retry.last });
+        self.retried += retry.rows.len();
+        self.held += retry.rows.len();
+        self.held_bytes += retry.rows.iter().map(Row::bytes).sum::<usize>();
+        lane.queue.extend(retry.rows.into_iter().map(Arc::new));
+        self.ready.push_back(retry.order);
+        None
+    }
+
     /// The next event that may go, and from now on is with Kafka.
     pub(crate) fn send_next(&mut self) -> Option<Due> {
         while let Some(order) = self.ready.pop_front() {
@@ -156,11 +226,20 @@ impl Gate {
         None
     }
 
-    /// Kafka has acknowledged the event. False when it was not with Kafka.
-    pub(crate) fn acknowledged(&mut self, seq: i64) -> bool {
-        let Some(order) = self.flying.remove(&seq) else { return false };
+    /// Kafka has acknowledged the event.
+    pub(crate) fn acknowledged(&mut self, seq: i64) -> Acknowledged {
+        let Some(order) = self.flying.remove(&seq) else { return Acknowledged::Nothing };
+        let lane = self.lanes.get_mut(&order);
+        let acknowledged = match lane.and_then(|lane| lane.retry.as_mut()) {
+            Some(retry) if retry.left > 0 => {
+                self.retried -= 1;
+                retry.left -= 1;
+                Acknowledged::DeadLetter((retry.left == 0 && retry.last).then_some(retry.id))
+            }
+            _ => Acknowledged::Event,
+        };
         self.pop_front(order);
-        true
+        acknowledged
     }
 
     /// The event was not taken, for a reason that will pass: it goes again, first of all.
@@ -186,8 +265,12 @@ impl Gate {
         self.held -= lane.queue.len();
         self.held_bytes -= lane.queue.iter().map(|row| row.bytes()).sum::<usize>();
         self.deferred -= lane.deferred.len();
+        // A retry of which nothing is left in the lane has ended by itself.
+        let retry = lane.retry.filter(|retry| retry.left > 0);
+        self.retried -= retry.as_ref().map_or(0, |retry| retry.left);
         Parked {
             refused: Some(seq),
+            failed: retry.map(|retry| retry.id),
             behind: lane.queue.iter().skip(1).map(|row| row.seq).chain(lane.deferred).collect(),
         }
     }
@@ -222,6 +305,8 @@ impl Gate {
 pub(crate) struct Parked {
     /// The event that was refused alone.
     pub refused: Option<i64>,
+    /// The retry that failed with it.
+    pub failed: Option<RetryId>,
     /// The later events of its order, ascending.
     pub behind: Vec<i64>,
 }
@@ -247,7 +332,7 @@ mod tests {
         assert_eq!(sent(&mut gate), [1, 3]);
         gate.put_back(1);
         assert_eq!(sent(&mut gate), [1]);
-        assert!(gate.acknowledged(1));
+        assert_eq!(gate.acknowledged(1), Acknowledged::Event);
         assert_eq!(sent(&mut gate), [2]);
     }
 
@@ -261,10 +346,39 @@ mod tests {
         assert_eq!(gate.refused(1), Parked::default());
         let again = gate.send_next().expect("the suspect goes again");
         assert!(again.alone && again.row.seq == 1);
-        assert_eq!(gate.refused(1), Parked { refused: Some(1), behind: vec![2, 4] });
+        assert_eq!(gate.refused(1), Parked { refused: Some(1), failed: None, behind: vec![2, 4] });
         assert!(gate.admit(row(5, A)).is_some(), "later events of the order go behind it");
-        assert!(gate.acknowledged(3));
+        assert_eq!(gate.acknowledged(3), Acknowledged::Event);
         assert_eq!(gate.unsettled(), 0);
+    }
+
+    #[test]
+    fn events_join_the_dead_letters_of_their_order_until_the_last_of_them_is_back_in_the_lane() {
+        let mut gate = Gate::new(100, HashSet::from([A]));
+        let id = Uuid::from_u128(9);
+        let some = Retry { id, order: A, rows: vec![row(1, A), row(2, A)], last: false, frees: false };
+        assert_eq!(gate.retry(some), None);
+        assert!(gate.admit(row(4, A)).is_some(), "there are dead letters outside the lane");
+        assert_eq!(sent(&mut gate), [1]);
+        assert_eq!(gate.acknowledged(1), Acknowledged::DeadLetter(None));
+        assert_eq!(sent(&mut gate), [2]);
+        assert_eq!(gate.acknowledged(2), Acknowledged::DeadLetter(None));
+        assert!(!gate.is_retrying() && gate.admit(row(5, A)).is_some());
+
+        let rest = Retry { id, order: A, rows: vec![row(3, A), row(4, A)], last: true, frees: true };
+        gate.retry(rest);
+        assert!(gate.admit(row(6, A)).is_none(), "goes behind in the lane");
+        assert_eq!(sent(&mut gate), [3]);
+        assert_eq!(gate.acknowledged(3), Acknowledged::DeadLetter(None));
+        assert!(gate.send_next().is_some_and(|due| due.row.seq == 4));
+        gate.refused(4);
+        gate.send_next();
+        assert_eq!(gate.refused(4), Parked { refused: Some(4), failed: Some(id), behind: vec![6] });
+        assert!(!gate.is_retrying() && gate.admit(row(7, A)).is_some());
+
+        let nothing = Retry { id, order: A, rows: Vec::new(), last: true, frees: true };
+        assert_eq!(gate.retry(nothing), Some(id), "the last dead letter was discarded");
+        assert!(gate.admit(row(8, A)).is_none());
     }
 
     #[test]

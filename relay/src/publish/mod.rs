@@ -4,6 +4,7 @@
 //! that reads, sends and checkpoints. One publisher is active per sink, by a lease; others stand by.
 
 pub(crate) mod core;
+mod flights;
 pub(crate) mod frontier;
 #[cfg(test)]
 mod frontier_model;
@@ -16,6 +17,7 @@ pub(crate) mod source;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use futures_util::future::BoxFuture;
 use rdkafka::error::KafkaError;
 use sqlx::PgPool;
@@ -24,19 +26,24 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::core::{Checkpoint, Command, Core, Input, Limits};
+use self::flights::Flights;
 use self::source::{Outbox, Source};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
 use crate::db::foreign::Unreadable;
-use crate::db::lease::{self, Acquired, Epoch, Fenced};
+use crate::db::lease::{self, Acquired, Epoch, Fenced, Renewed, Standing};
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
+use crate::metrics::PublishMetrics;
 use crate::sink::SinkName;
+use crate::traces::Traces;
 
 /// How often the lease is prolonged.
 const RENEW: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is with Kafka.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often to read while the bell can be heard: it is lost only with the process that was to ring it.
+const POLL: Duration = Duration::from_secs(3);
 /// How often to read while no bell can be heard.
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
 /// Kafka is in trouble when it answers nothing for so long.
@@ -59,8 +66,31 @@ pub(crate) struct Publisher {
     pub lease: Duration,
     /// The name under which it holds the lease.
     pub holder: String,
+    /// Whether a term ends when everything is published that was there when it began.
+    pub once: bool,
     /// Where it says how it is.
     pub health: StageHealth,
+    /// What it counts.
+    pub metrics: PublishMetrics,
+    /// The spans of its events.
+    pub traces: Traces,
+}
+
+/// What the publisher listens to.
+#[derive(Debug)]
+pub(crate) struct Bells {
+    /// Something was committed.
+    outbox: Bell,
+    /// The lease is free, or an operator asks for something.
+    lease: Bell,
+}
+
+impl Bells {
+    /// Bells that hear nothing until they listen.
+    #[must_use]
+    pub(crate) fn new() -> Self {
+        Self { outbox: Bell::new(events::OUTBOX_CHANNEL), lease: Bell::new(bell::LEASE) }
+    }
 }
 
 /// Why a term, or the wait for one, ended.
@@ -99,27 +129,26 @@ pub(crate) enum PublishError {
 impl Publisher {
     /// Publishes, or stands by, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let bell = Bell::new(events::OUTBOX_CHANNEL);
-        let lease_bell = Bell::new(bell::LEASE);
+        let bells = Bells::new();
         // A bell that nobody rings is not listened to, and so polling makes up for it.
         let rings = async {
             if self.outbox.rings() {
-                bell.listen(self.pool.clone()).await
+                bells.outbox.listen(self.pool.clone()).await
             } else {
                 std::future::pending().await
             }
         };
         tokio::select! {
             () = rings => {}
-            () = lease_bell.listen(self.pool.clone()) => {}
-            () = self.terms(&bell, &lease_bell, &shutdown) => {}
+            () = bells.lease.listen(self.pool.clone()) => {}
+            () = self.terms(&bells, &shutdown) => {}
         }
     }
 
-    async fn terms(&self, bell: &Bell, lease_bell: &Bell, shutdown: &CancellationToken) {
+    async fn terms(&self, bells: &Bells, shutdown: &CancellationToken) {
         let mut backoff = Backoff::for_outage();
         while !shutdown.is_cancelled() {
-            let wait = match self.run_once(bell, shutdown).await {
+            let wait = match self.run_once(bells, shutdown).await {
                 Ok(Outcome::Stopped) => return,
                 Ok(Outcome::Standby(left)) => {
                     backoff.reset();
@@ -137,7 +166,7 @@ impl Publisher {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = lease_bell.heard() => {}
+                () = bells.lease.heard() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -149,7 +178,7 @@ impl Publisher {
     /// When the term cannot begin.
     pub(crate) async fn run_once(
         &self,
-        bell: &Bell,
+        bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Outcome, PublishError> {
         let source = self.outbox.open(&self.pool).await?;
@@ -164,7 +193,7 @@ impl Publisher {
         tracing::info!(relay.sink = %self.sink, relay.holder = self.holder, "publishing");
         let mut backoff = Backoff::for_outage();
         loop {
-            match self.lead(&source, epoch, bell, shutdown).await? {
+            match self.lead(&source, epoch, bells, shutdown).await? {
                 Ended::Lost => return Ok(Outcome::Lost),
                 Ended::Drained => {
                     if let Err(error) = self.give_up(epoch).await {
@@ -190,14 +219,24 @@ impl Publisher {
         &self,
         source: &Source,
         epoch: Epoch,
-        bell: &Bell,
+        bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Ended, PublishError> {
+        let Renewed::Held(standing) = lease::renew(&self.pool, &self.sink, epoch, self.lease, None).await?
+        else {
+            return Ok(Ended::Lost);
+        };
         let settled = lease::published(&self.pool, &self.sink).await?;
         let parked = lease::parked_orders(&self.pool, &self.sink).await?;
-        let core = Core::new(self.limits.clone(), &settled, parked);
-        let (mut producer, answers) = Producer::new(self.kafka.clone())?;
-        let ended = Term::new(self, source, epoch, core, answers).run(&mut producer, bell, shutdown).await;
+        let mut core = Core::new(self.limits.clone(), &settled, parked);
+        if self.once {
+            core.handle(Duration::ZERO, Input::DrainWhenPublished);
+        }
+        let (mut producer, answers) = Producer::new(self.kafka.clone(), &self.metrics.client)?;
+        let mut term = Term::new(self, source, epoch, core, answers);
+        term.stands(standing);
+        let ended = term.run(&mut producer, bells, shutdown).await;
+        self.metrics.circuit_open.set(0);
         // Closing blocks for as long as the client library takes to let go.
         let closing = tokio::task::spawn_blocking(move || producer.discard());
         if closing.await.is_err() {
@@ -220,6 +259,7 @@ struct Term<'a> {
     source: &'a Source,
     epoch: Epoch,
     core: Core,
+    flights: Flights,
     answers: UnboundedReceiver<Answer>,
     started: Instant,
     /// The read, or the look at the locks, that is under way.
@@ -227,7 +267,9 @@ struct Term<'a> {
     /// The checkpoint that is under way.
     saver: Option<BoxFuture<'a, Fenced>>,
     /// The renewal of the lease that is under way.
-    renewer: Option<BoxFuture<'a, Fenced>>,
+    renewer: Option<BoxFuture<'a, Renewed>>,
+    /// Why an operator has it stand still.
+    paused: Option<String>,
     /// When the database was last heard of, and Kafka.
     database_answered: Instant,
     kafka_answered: Instant,
@@ -248,18 +290,20 @@ impl<'a> Term<'a> {
             source,
             epoch,
             core,
+            flights: Flights::new(publisher.metrics.clone(), publisher.traces.clone()),
             answers,
             started: now,
             reader: None,
             saver: None,
             renewer: None,
+            paused: None,
             database_answered: now,
             kafka_answered: now,
             kafka_trouble: "no answer".to_owned(),
         }
     }
 
-    async fn run(mut self, producer: &mut Producer, bell: &Bell, shutdown: &CancellationToken) -> Ended {
+    async fn run(mut self, producer: &mut Producer, bells: &Bells, shutdown: &CancellationToken) -> Ended {
         let mut heard = Vec::new();
         let mut renew = tokio::time::interval(RENEW);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -282,19 +326,24 @@ impl<'a> Term<'a> {
                     }
                     self.happened(Input::Saved);
                 }
-                fenced = finish(&mut self.renewer) => {
+                renewed = finish(&mut self.renewer) => {
                     self.database_answered = Instant::now();
-                    if fenced == Fenced::Lost {
-                        return Ended::Lost;
+                    match renewed {
+                        Renewed::Held(standing) => self.stands(standing),
+                        Renewed::Lost => return Ended::Lost,
                     }
                 }
-                () = bell.heard() => self.happened(Input::Bell),
+                () = bells.outbox.heard() => self.happened(Input::Bell),
+                () = bells.lease.heard(), if self.renewer.is_none() => {
+                    let trouble = self.tell_health();
+                    self.renewer = Some(self.renew(trouble));
+                }
                 () = until(wake) => {}
                 _ = renew.tick() => {
-                    self.core.poll_every(if bell.is_connected() { RENEW } else { POLL_WITHOUT_BELL });
-                    self.tell_health();
+                    self.core.poll_every(if bells.outbox.is_connected() { POLL } else { POLL_WITHOUT_BELL });
+                    let trouble = self.tell_health();
                     if self.renewer.is_none() {
-                        self.renewer = Some(self.renew());
+                        self.renewer = Some(self.renew(trouble));
                     }
                 }
                 () = shutdown.cancelled(), if drain_until.is_none() => {
@@ -318,6 +367,7 @@ impl<'a> Term<'a> {
                     if self.core.in_flight() == 1 {
                         self.kafka_answered = Instant::now();
                     }
+                    self.flights.sent(&due);
                     producer.send(&due);
                 }
                 Command::Read { open, above, limit, bytes } => {
@@ -328,6 +378,12 @@ impl<'a> Term<'a> {
                             let read = source.read(&pool, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
+                    }));
+                }
+                Command::ReadRetries { limit, bytes } => {
+                    let (source, sink) = (self.source, &self.publisher.sink);
+                    self.reader = Some(self.database("reading dead letters", move |pool| async move {
+                        source.retries(&pool, sink, limit, bytes).await.map(Input::Retries)
                     }));
                 }
                 Command::LookUpHolders => {
@@ -350,16 +406,18 @@ impl<'a> Term<'a> {
     }
 
     fn answered(&mut self, answers: impl Iterator<Item = Answer>) {
-        let now = self.started.elapsed();
+        let (now, clock) = (self.started.elapsed(), Utc::now());
         for answer in answers {
             match answer {
                 Answer::Event(input) => {
                     self.kafka_answered = Instant::now();
+                    self.flights.answered(&input, clock);
                     self.core.handle(now, input);
                 }
                 Answer::Trouble(words) => self.kafka_trouble = words,
             }
         }
+        self.flights.count();
     }
 
     fn save(&self, checkpoint: Checkpoint) -> BoxFuture<'a, Fenced> {
@@ -374,12 +432,35 @@ impl<'a> Term<'a> {
         })
     }
 
-    fn renew(&self) -> BoxFuture<'a, Fenced> {
+    /// Takes what an operator asks for, as the sink's row tells it.
+    fn stands(&mut self, standing: Standing) {
+        match (&self.paused, &standing.paused) {
+            (None, Some(reason)) => {
+                tracing::warn!(reason, "paused by an operator");
+                // Nobody waits for the end of a pause in a cron job.
+                self.happened(if self.publisher.once { Input::Drain } else { Input::Pause });
+            }
+            (Some(_), None) => {
+                tracing::info!("resumed by an operator");
+                self.happened(Input::Resume);
+            }
+            _ => {}
+        }
+        if standing.retries {
+            self.happened(Input::RetriesWait);
+        }
+        if self.paused != standing.paused {
+            self.paused = standing.paused;
+            let _ = self.tell_health();
+        }
+    }
+
+    fn renew(&self, trouble: Option<String>) -> BoxFuture<'a, Renewed> {
         let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
-        self.database(
-            "renewing the lease",
-            move |pool| async move { lease::renew(&pool, sink, epoch, ttl).await },
-        )
+        self.database("renewing the lease", move |pool| {
+            let trouble = trouble.clone();
+            async move { lease::renew(&pool, sink, epoch, ttl, trouble.as_deref()).await }
+        })
     }
 
     /// Does something on the database, and again until the database has answered: everything the
@@ -402,21 +483,30 @@ impl<'a> Term<'a> {
         })
     }
 
-    fn tell_health(&self) {
+    /// Says how it is, and gives the trouble that Kafka makes, if it does.
+    fn tell_health(&self) -> Option<String> {
         let health = &self.publisher.health;
+        let unanswered = self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE;
+        let stands = self.paused.is_some() && self.core.in_flight() == 0;
+        let trouble = match self.core.circuit_reason() {
+            _ if stands => None,
+            Some(reason) => Some(format!("Kafka: {reason}")),
+            None if unanswered => {
+                Some(format!("Kafka: {} events unanswered: {}", self.core.in_flight(), self.kafka_trouble))
+            }
+            None => None,
+        };
+        self.publisher.metrics.circuit_open.set(i64::from(self.core.circuit_reason().is_some()));
         if self.database_answered.elapsed() > RENEW + SILENCE {
             // What the database said is told already.
-        } else if let Some(reason) = self.core.circuit_reason() {
-            health.trouble(format!("Kafka: {reason}"));
-        } else if self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE {
-            health.trouble(format!(
-                "Kafka: {} events unanswered: {}",
-                self.core.in_flight(),
-                self.kafka_trouble
-            ));
+        } else if stands {
+            health.paused(self.paused.as_deref().unwrap_or_default());
+        } else if let Some(trouble) = &trouble {
+            health.trouble(trouble.clone());
         } else {
             health.well("publishing");
         }
+        trouble
     }
 }
 

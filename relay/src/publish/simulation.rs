@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::core::{Checkpoint, Command, Core, Input, Limits, Verdict};
 use super::frontier::{Holders, Numbers};
+use super::gate::{Retry, RetryId};
 use super::row::testing::row;
 use super::row::{Event, OVERHEAD, Row};
 
@@ -23,6 +24,8 @@ struct Faults {
     crashes: bool,
     refusals: bool,
     poison: bool,
+    /// Operators pause, resume, mend what was refused, retry and discard.
+    operators: bool,
 }
 
 /// A transaction of some application.
@@ -52,7 +55,14 @@ struct World {
     versions: HashMap<Uuid, i32>,
     published: Numbers,
     dead: BTreeMap<i64, bool>,
+    retries: BTreeMap<Uuid, (RetryId, i64)>,
+    discarded: HashSet<i64>,
+    paused: bool,
+    /// What the publisher was told last.
+    told_to_pause: bool,
     poison: HashSet<i64>,
+    /// What was poisonous once, though an operator may have mended it since.
+    refusable: HashSet<i64>,
     // Kafka: what lies on the topic, what is on its way, and what a dead producer left on its way.
     topic: Vec<Row>,
     flying: Vec<(Row, bool)>,
@@ -62,6 +72,7 @@ struct World {
     reader: Option<Question>,
     saver: Option<(Checkpoint, bool)>,
     faulted: bool,
+    mended: bool,
 }
 
 /// The payload of a large event.
@@ -92,6 +103,11 @@ impl World {
             versions: HashMap::new(),
             published: Numbers::new(),
             dead: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            discarded: HashSet::new(),
+            paused: false,
+            told_to_pause: false,
+            refusable: HashSet::new(),
             poison: HashSet::new(),
             topic: Vec::new(),
             flying: Vec::new(),
@@ -100,6 +116,7 @@ impl World {
             reader: None,
             saver: None,
             faulted: false,
+            mended: false,
         }
     }
 
@@ -150,6 +167,7 @@ impl World {
         transaction.rows.push(drawn);
         if self.faults.poison && self.rng.u8(..30) == 0 {
             self.poison.insert(self.drawn);
+            self.refusable.insert(self.drawn);
         }
     }
 
@@ -194,7 +212,79 @@ impl World {
                 Input::Rows { cut: rows.len() >= *limit || spent >= *bytes, rows }
             }
             Command::LookUpHolders => Input::Holders(self.holders()),
+            Command::ReadRetries { limit, bytes } => Input::Retries(self.read_retries(*limit, *bytes)),
             _ => unreachable!("not a question"),
+        }
+    }
+
+    fn letters(&self, order: Uuid) -> Vec<i64> {
+        self.dead.keys().copied().filter(|seq| self.committed[seq].aggregate_id == order).collect()
+    }
+
+    fn read_retries(&self, mut limit: usize, bytes: usize) -> Vec<Retry> {
+        let mut spent = 0;
+        let mut retries = Vec::new();
+        for (order, (id, until)) in self.retries.iter().take(limit) {
+            let letters = self.letters(*order);
+            let asked: Vec<i64> = letters.iter().copied().filter(|seq| seq <= until).collect();
+            let mut rows = Vec::new();
+            for row in asked.iter().map(|seq| &self.committed[seq]) {
+                if limit == 0 || spent >= bytes {
+                    break;
+                }
+                limit -= 1;
+                spent += row.bytes();
+                rows.push(row.clone());
+            }
+            if rows.is_empty() && !asked.is_empty() {
+                break;
+            }
+            let (last, frees) = (rows.len() == asked.len(), rows.len() == letters.len());
+            retries.push(Retry { id: *id, order: *order, rows, last, frees });
+        }
+        retries
+    }
+
+    fn ask(&mut self, order: Uuid, until: i64) {
+        self.names += 1;
+        self.retries.insert(order, (Uuid::from_u128(u128::from(self.names)), until));
+    }
+
+    /// Does one of the things that operators do, each of them in a transaction of its own.
+    fn operate(&mut self) {
+        let letters: Vec<i64> = self.dead.keys().copied().collect();
+        match self.rng.u8(..8) {
+            0 => self.paused = true,
+            1..=3 => self.paused = false,
+            _ if letters.is_empty() => {}
+            choice => {
+                let seq = letters[self.rng.usize(..letters.len())];
+                let order = self.committed[&seq].aggregate_id;
+                if self.rng.bool() {
+                    self.poison.remove(&seq);
+                }
+                match choice {
+                    4 | 5 => self.ask(order, i64::MAX),
+                    6 => self.ask(order, seq),
+                    _ if self.retries.contains_key(&order) => {}
+                    _ => {
+                        self.dead.remove(&seq);
+                        self.discarded.insert(seq);
+                        if self.letters(order).is_empty() {
+                            self.ask(order, i64::MAX);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The renewal of the lease tells what operators ask for.
+    fn renew(&mut self) {
+        self.told_to_pause = self.paused;
+        self.core.handle(self.now, if self.paused { Input::Pause } else { Input::Resume });
+        if !self.retries.is_empty() {
+            self.core.handle(self.now, Input::RetriesWait);
         }
     }
 
@@ -226,6 +316,10 @@ impl World {
         for event in &checkpoint.parked {
             self.dead.insert(event.seq, event.refusal.is_some());
         }
+        for seq in &checkpoint.mended {
+            self.dead.remove(seq);
+        }
+        self.retries.retain(|_, (id, _)| !checkpoint.ended.contains(id));
     }
 
     fn kafka(&mut self) {
@@ -272,17 +366,20 @@ impl World {
         }
         let parked = self.dead.keys().map(|seq| self.committed[seq].aggregate_id).collect();
         self.core = Core::new(limits(), &self.published, parked);
+        self.renew();
     }
 
     fn obey(&mut self) {
         while let Some(command) = self.core.next(self.now) {
+            let saves = matches!(command, Command::Checkpoint(_));
+            assert!(saves || !self.told_to_pause, "paused, and yet {command:?}");
             match command {
                 Command::Send(due) => self.flying.push(((*due.row).clone(), due.alone)),
                 Command::Checkpoint(checkpoint) => {
                     assert!(self.saver.is_none(), "one checkpoint at a time");
                     self.saver = Some((checkpoint, false));
                 }
-                question @ (Command::Read { .. } | Command::LookUpHolders) => {
+                question @ (Command::Read { .. } | Command::ReadRetries { .. } | Command::LookUpHolders) => {
                     assert!(self.reader.is_none(), "one question at a time");
                     self.reader = Some(Question::Asked(question));
                 }
@@ -297,6 +394,8 @@ impl World {
             0..=6 if writing => self.write(),
             7..=10 => self.database(),
             11..=12 => self.save(),
+            14 if self.faults.operators && writing && self.rng.u8(..4) == 0 => self.operate(),
+            15 if self.faults.operators => self.renew(),
             13 if self.faults.crashes && writing && self.rng.u8(..10) == 0 => self.crash(),
             _ => self.kafka(),
         }
@@ -314,10 +413,23 @@ impl World {
             self.end(rollback);
         }
         self.faults.refusals = false;
+        self.paused = false;
+        if self.faults.operators && self.rng.bool() {
+            // In the end everything is mended and asked for: nothing may stay behind.
+            self.mend_all();
+        }
         // Numbers above the last commit are no holes: nothing shows that they were drawn.
         let top = self.committed.keys().next_back().copied().unwrap_or(0);
         for _ in 0..200_000 {
-            if top == 0 || self.published.gaps(&(1..=top)).next().is_none() && self.limbo.is_empty() {
+            if top == 0
+                || self.published.gaps(&(1..=top)).next().is_none()
+                    && self.limbo.is_empty()
+                    && self.retries.is_empty()
+            {
+                if self.mended && !self.dead.is_empty() {
+                    self.mend_all();
+                    continue;
+                }
                 return self.check();
             }
             self.step(false);
@@ -325,10 +437,19 @@ impl World {
         panic!("stuck: published {:?} of {top}, holes {}", self.published, self.core.holes());
     }
 
+    fn mend_all(&mut self) {
+        self.mended = true;
+        self.poison.clear();
+        for order in self.dead.keys().map(|seq| self.committed[seq].aggregate_id).collect::<HashSet<_>>() {
+            self.ask(order, i64::MAX);
+        }
+    }
+
     fn check(&self) {
         let on_topic: HashSet<i64> = self.topic.iter().map(|row| row.seq).collect();
         for (seq, row) in &self.committed {
-            assert!(on_topic.contains(seq) || self.dead.contains_key(seq), "lost: {seq} {row:?}");
+            let places = [on_topic.contains(seq), self.dead.contains_key(seq), self.discarded.contains(seq)];
+            assert!(places.contains(&true), "lost: {seq} {row:?}");
         }
         for row in &self.topic {
             assert_eq!(self.committed.get(&row.seq), Some(row), "on the topic and not committed");
@@ -340,14 +461,23 @@ impl World {
         let mut seen = HashSet::new();
         for row in self.topic.iter().filter(|row| seen.insert(row.seq)) {
             let before = latest.insert(row.aggregate_id, version(row)).unwrap_or(0);
-            assert_eq!(version(row), before + 1, "order {} out of order", row.aggregate_id);
+            let discarded = self.discarded.iter().map(|seq| &self.committed[seq]);
+            let gap = discarded
+                .filter(|gap| gap.aggregate_id == row.aggregate_id)
+                .filter(|gap| (before + 1..version(row)).contains(&version(gap)));
+            let gap = i32::try_from(gap.count()).expect("few");
+            assert_eq!(version(row), before + gap + 1, "order {} out of order", row.aggregate_id);
         }
         for (seq, refused) in &self.dead {
             let row = &self.committed[seq];
-            let behind = self.dead.iter().any(|(other, refused)| {
-                *refused && other < seq && self.committed[other].aggregate_id == row.aggregate_id
+            let behind = self.refusable.iter().any(|other| {
+                other < seq
+                    && self.committed.get(other).is_some_and(|other| other.aggregate_id == row.aggregate_id)
             });
-            assert!(if *refused { self.poison.contains(seq) } else { behind }, "innocent and parked: {seq}");
+            assert!(
+                if *refused { self.refusable.contains(seq) } else { behind },
+                "innocent and parked: {seq}"
+            );
         }
     }
 }
@@ -369,15 +499,20 @@ fn simulate(faults: Faults) {
 
 #[test]
 fn without_faults_everything_committed_is_published_once_and_in_order() {
-    simulate(Faults { crashes: false, refusals: false, poison: false });
+    simulate(Faults { crashes: false, refusals: false, poison: false, operators: false });
 }
 
 #[test]
 fn crashes_and_lost_answers_repeat_events_but_lose_and_reorder_none() {
-    simulate(Faults { crashes: true, refusals: true, poison: false });
+    simulate(Faults { crashes: true, refusals: true, poison: false, operators: false });
 }
 
 #[test]
 fn a_poisonous_event_takes_its_own_order_aside_and_no_other() {
-    simulate(Faults { crashes: true, refusals: true, poison: true });
+    simulate(Faults { crashes: true, refusals: true, poison: true, operators: false });
+}
+
+#[test]
+fn dead_letters_that_are_retried_come_in_order_and_let_their_order_go_on() {
+    simulate(Faults { crashes: true, refusals: true, poison: true, operators: true });
 }

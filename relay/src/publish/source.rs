@@ -7,6 +7,8 @@ use sqlx::PgPool;
 
 use super::core::Checkpoint;
 use super::frontier::Holders;
+use super::gate::Retry;
+use crate::db::dead;
 use crate::db::foreign::{ForeignTable, Unreadable};
 use crate::db::lease::{self, Epoch, Fenced};
 use crate::db::outbox::{self, Read};
@@ -90,6 +92,25 @@ impl Source {
         outbox::lock_holders(pool, self.name()).await
     }
 
+    /// The dead letters that are to be published again, as [`dead::retries`].
+    ///
+    /// # Errors
+    /// Whatever the database says; the read can be repeated.
+    pub(crate) async fn retries(
+        &self,
+        pool: &PgPool,
+        sink: &SinkName,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Vec<Retry>, sqlx::Error> {
+        let topic = |aggregate_type: &str| match self {
+            // The orders' dead letters have no type of their own to name a topic by.
+            Self::Orders => String::new(),
+            Self::Foreign(table) => table.topic(aggregate_type),
+        };
+        dead::retries(pool, sink, topic, limit, bytes).await
+    }
+
     /// Commits that events are settled, and which of them are parked, in one transaction.
     ///
     /// # Errors
@@ -106,7 +127,7 @@ impl Source {
             Self::Foreign(table) if !checkpoint.parked.is_empty() => {
                 let mut transaction = pool.begin().await?;
                 table.park(&mut transaction, sink, &checkpoint.parked).await?;
-                let settled = Checkpoint { settled: checkpoint.settled.clone(), parked: Vec::new() };
+                let settled = Checkpoint { parked: Vec::new(), ..checkpoint.clone() };
                 let fenced = lease::checkpoint(&mut *transaction, sink, epoch, ttl, &settled).await?;
                 // Who has lost the lease parks nothing either.
                 if fenced == Fenced::Held {

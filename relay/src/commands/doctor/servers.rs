@@ -1,0 +1,52 @@
+//! Kafka and the mail server.
+
+use crate::commands::finding::Finding;
+use crate::commands::topic;
+use crate::config::SmtpArgs;
+use crate::kafka::Settings;
+use crate::mail::{Reachable, Smtp};
+use crate::topic::admin;
+
+pub(super) async fn check_kafka(settings: &Settings) -> Vec<Finding> {
+    let cluster = match admin::describe(settings).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            let found = format!("{}: {error}", settings.brokers);
+            let mend = "start it, or correct KAFKA_BROKERS and KAFKA_PROPERTIES (TLS, SASL)";
+            return vec![Finding::down("kafka", found, mend)];
+        }
+    };
+    let version = match &cluster.version {
+        Some(version) => format!("version {version}"),
+        None => "version not told (Kafka 4 and later do not)".to_owned(),
+    };
+    let mut findings = vec![Finding::ok("kafka", format!("brokers: {}, {version}", cluster.brokers))];
+    findings.extend(topic::check(&cluster, &settings.topic, settings.message_bytes()));
+    findings
+}
+
+pub(super) async fn check_mail(smtp: &Smtp, args: &SmtpArgs) -> Vec<Finding> {
+    const CHECK: &str = "mail server";
+    let server = args.shown();
+    let mut findings = vec![match smtp.reach().await {
+        Reachable::Yes => {
+            Finding::ok(CHECK, format!("{server} answers, and accepts the login if there is one"))
+        }
+        Reachable::Refused(words) => Finding::error(
+            CHECK,
+            format!("{server} answers and refuses: {words}"),
+            "correct user, password or tls in SMTP_URL",
+        ),
+        Reachable::No(words) => {
+            Finding::down(CHECK, format!("{server}: {words}"), "start it, or correct SMTP_URL")
+        }
+    }];
+    if args.is_plain_to_elsewhere() {
+        findings.push(Finding::warning(
+            "mail encryption",
+            "none: addresses, and the password if there is one, can be read on the way",
+            "smtps://, or ?tls=required, in SMTP_URL",
+        ));
+    }
+    findings
+}

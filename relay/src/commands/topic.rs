@@ -1,0 +1,86 @@
+//! `relay topic apply`: creates the topic, or brings it up to what is asked for; never reduces.
+
+mod checks;
+mod plan;
+
+use std::fmt::Write as _;
+
+use rdkafka::error::KafkaError;
+use serde::Serialize;
+
+pub(super) use self::checks::check;
+use super::finding::{self, Finding, Severity};
+use super::{CommandError, Ended, print, print_json};
+use crate::config::{TopicApplyArgs, TopicCommand};
+use crate::topic::admin::{self, Cluster};
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    topic: &'a str,
+    dry_run: bool,
+    /// What was done, or would be.
+    changes: Vec<String>,
+    findings: &'a [Finding],
+}
+
+pub(super) async fn run(command: TopicCommand) -> Result<Ended, CommandError> {
+    let TopicCommand::Apply(args) = command;
+    apply(*args).await
+}
+
+async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
+    let kafka = args.kafka.settings()?;
+    let down = |error: KafkaError| match error {
+        KafkaError::AdminOp(code) => CommandError::Failed(format!("Kafka refuses: {code}")),
+        error => CommandError::Down(format!("Kafka at {} does not answer: {error}", kafka.brokers)),
+    };
+    let mut cluster = admin::describe(&kafka).await.map_err(down)?;
+    let message_bytes = kafka.message_bytes();
+    let plan = plan::plan(&args, &cluster, message_bytes).map_err(CommandError::Failed)?;
+    if !args.dry_run {
+        for change in &plan {
+            admin::change(&kafka, &cluster, change).await.map_err(down)?;
+        }
+        if !plan.is_empty() {
+            cluster = settled(&kafka, &plan).await.map_err(down)?;
+        }
+    }
+    let findings = check(&cluster, &kafka.topic, message_bytes);
+    let changes: Vec<String> = plan.iter().map(|change| plan::words(change, &kafka.topic)).collect();
+    if args.output.json {
+        print_json(&Report { topic: &kafka.topic, dry_run: args.dry_run, changes, findings: &findings })?;
+    } else {
+        print(&shown(&changes, args.dry_run, &findings))?;
+    }
+    let open = args.dry_run && (!plan.is_empty() || finding::worst(&findings) > Severity::Ok);
+    Ok(if open { Ended::Found } else { Ended::Done })
+}
+
+/// The topic after the changes. Brokers hear of them a moment after the controller has noted them.
+async fn settled(kafka: &crate::kafka::Settings, plan: &[admin::Change]) -> Result<Cluster, KafkaError> {
+    const TRIES: u32 = 40;
+    let mut tries = 0;
+    loop {
+        let cluster = admin::describe(kafka).await;
+        let shows =
+            cluster.as_ref().is_ok_and(|cluster| plan.iter().all(|change| plan::shows(cluster, change)));
+        if shows || tries == TRIES {
+            return cluster;
+        }
+        tries += 1;
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    }
+}
+
+fn shown(changes: &[String], dry_run: bool, findings: &[Finding]) -> String {
+    let mut text = String::new();
+    if changes.is_empty() {
+        text.push_str("nothing to change\n");
+    }
+    for change in changes {
+        let _ = writeln!(text, "{}{change}", if dry_run { "would " } else { "done: " });
+    }
+    text + &finding::shown(findings)
+}

@@ -1,0 +1,471 @@
+//! What operators change while the relay runs: pausing, dead letters, replays, publishing once. Real
+//! PostgreSQL, real Kafka, real processes.
+
+#[path = "support/outbox.rs"]
+mod outbox;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use demo::process::ProcessError;
+use demo::programs::Server;
+use demo::testing::{Database, Topic, eventually};
+use demo::topic::Message;
+use events::inbox::{Handler, Inbox};
+use outbox::{compare, compare_with, settled};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+const NO_MAIL: &str = "smtp://127.0.0.1:1";
+const SOON: Duration = Duration::from_secs(90);
+/// More than a topic's max.message.bytes, 1 MiB by default.
+const OVERSIZED: usize = 3 << 20;
+
+/// A database and a topic, and the programs on them.
+struct Place {
+    database: Database,
+    topic: Topic,
+    pool: PgPool,
+}
+
+impl Place {
+    async fn new(partitions: i32) -> Self {
+        let database = Database::create().await;
+        let pool = database.pool().await;
+        Self { pool, topic: Topic::create(partitions).await, database }
+    }
+
+    /// A publisher whose own limit of a message's size is above the topic's.
+    async fn publisher(&self) -> Server {
+        let settings = [("RELAY_LEASE_SECONDS", "4"), ("KAFKA_PROPERTIES", "message.max.bytes=8388608")];
+        let (database, topic) = (self.database.url(), &self.topic);
+        let mut relay =
+            Server::relay_stages(&["publish"], database, topic.brokers(), topic.name(), NO_MAIL, &settings)
+                .expect("the relay starts");
+        relay.ready(SOON).await.expect("ready");
+        relay
+    }
+
+    fn settings(&self) -> [(&str, &str); 3] {
+        [
+            ("DATABASE_URL", self.database.url()),
+            ("KAFKA_BROKERS", self.topic.brokers()),
+            ("KAFKA_TOPIC", self.topic.name()),
+        ]
+    }
+
+    /// Runs a command that has to end with exit code 0.
+    async fn relay(&self, args: &[&str]) -> String {
+        demo::programs::run("relay", args, &self.settings()).await.expect("exit code 0")
+    }
+
+    async fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.relay(&[args, &["--json"]].concat()).await).expect("JSON")
+    }
+
+    /// Runs a command that has to fail, and gives its exit code and what it says.
+    async fn refused(&self, args: &[&str]) -> (Option<i32>, String) {
+        match demo::programs::run("relay", args, &self.settings()).await {
+            Err(ProcessError::Ended { status, log, .. }) => (status.code(), log),
+            other => panic!("{args:?} gave {other:?}"),
+        }
+    }
+
+    async fn commit(&self, order: Uuid, version: i32, payload: &str) {
+        sqlx::query(
+            "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+             values ($1, 'order', $2, $3, 'order.created.v1', $4::json)",
+        )
+        .bind(Uuid::now_v7())
+        .bind(order)
+        .bind(version)
+        .bind(payload)
+        .execute(&self.pool)
+        .await
+        .expect("the event is written");
+    }
+
+    async fn dead(&self) -> Vec<(i32, String)> {
+        sqlx::query_as("select version, cause from relay_dead order by seq")
+            .fetch_all(&self.pool)
+            .await
+            .expect("dead letters")
+    }
+
+    /// Waits until these versions are parked.
+    async fn parked(&self, versions: &[i32]) {
+        eventually("the dead letters", SOON, async || {
+            let dead: Vec<i32> = self.dead().await.into_iter().map(|(version, _)| version).collect();
+            (dead == versions).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until nothing is asked for any more.
+    async fn nothing_is_retried(&self) {
+        eventually("the retry to be over", SOON, async || {
+            let asked: i64 =
+                sqlx::query_scalar("select count(*) from relay_retries").fetch_one(&self.pool).await.ok()?;
+            (asked == 0).then_some(())
+        })
+        .await;
+    }
+
+    async fn allow_large_messages(&self) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", self.topic.brokers()).create().expect("a client");
+        let change =
+            AlterConfig::new(ResourceSpecifier::Topic(self.topic.name())).set("max.message.bytes", "8388608");
+        let done = admin.alter_configs([&change], &AdminOptions::new()).await.expect("Kafka answers");
+        assert!(done.iter().all(Result::is_ok), "{done:?}");
+    }
+}
+
+fn oversized() -> String {
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(OVERSIZED).collect();
+    format!("\"{noise}\"")
+}
+
+fn versions(messages: &[Message], order: Uuid) -> Vec<i32> {
+    let of_order = messages.iter().filter(|message| message.header("ce_subject") == Some(&order.to_string()));
+    of_order
+        .map(|message| message.header("ce_orderversion").expect("a version").parse().expect("a number"))
+        .collect()
+}
+
+async fn page(relay: &Server) -> Option<(u16, Value)> {
+    let answer = reqwest::get(format!("{}/readyz", relay.url())).await.ok()?;
+    Some((answer.status().as_u16(), answer.json().await.ok()?))
+}
+
+async fn says_paused(relay: &Server, reason: &str) {
+    eventually("the publisher to stand still", SOON, async || {
+        let (status, page) = page(relay).await?;
+        let stage = &page["stages"]["publish"];
+        (stage["doing"] == "paused" && stage["reason"] == reason && status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_publisher_stands_still_and_so_does_its_successor_until_it_is_resumed() {
+    let place = Place::new(1).await;
+    let mut relay = place.publisher().await;
+    let order = Uuid::now_v7();
+    place.commit(order, 1, "{}").await;
+    settled(&place.pool, SOON).await;
+
+    assert_eq!(place.refused(&["pause"]).await.0, Some(2), "a pause needs a reason");
+    let paused = place.json(&["pause", "--reason", "Kafka moves", "--by", "ada"]).await;
+    assert_eq!((&paused["paused"], &paused["wasPaused"]), (&true.into(), &false.into()));
+    says_paused(&relay, "Kafka moves").await;
+    place.commit(order, 2, "{}").await;
+    let lease = "select (holder, lease_until)::text from relay_sinks";
+    let held: String = sqlx::query_scalar(lease).fetch_one(&place.pool).await.expect("a lease");
+    eventually("the lease to be prolonged", SOON, async || {
+        let now: String = sqlx::query_scalar(lease).fetch_one(&place.pool).await.ok()?;
+        let holder = held.split(',').next();
+        (now != held && now.split(',').next() == holder).then_some(())
+    })
+    .await;
+
+    // Nothing was under way, so its successor repeats nothing.
+    relay.kill().expect("killed");
+    let successor = place.publisher().await;
+    says_paused(&successor, "Kafka moves").await;
+    assert_eq!(place.topic.read().await.len(), 1, "nothing was published meanwhile");
+
+    assert!(place.relay(&["resume", "--by", "grace"]).await.contains("goes on"));
+    settled(&place.pool, SOON).await;
+    assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
+    assert!(place.relay(&["resume"]).await.contains("not paused"));
+    let changes = place.json(&["changes"]).await;
+    let told: Vec<_> =
+        changes.as_array().expect("a list").iter().map(|c| (&c["command"], &c["by"])).collect();
+    assert_eq!(told, [(&"resume".into(), &"grace".into()), (&"pause".into(), &"ada".into())]);
+    assert_eq!(changes[1]["reason"], "Kafka moves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_others_flow() {
+    let place = Place::new(3).await;
+    let big = Uuid::now_v7();
+    place.commit(big, 1, "{}").await;
+    place.commit(big, 2, &oversized()).await;
+    place.commit(big, 3, "{}").await;
+    let others: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(50).collect();
+    for other in &others {
+        place.commit(*other, 1, "{}").await;
+    }
+    let _relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    place.parked(&[2, 3]).await;
+    let seen = place.topic.read().await;
+    assert_eq!(versions(&seen, big), [1]);
+    assert!(others.iter().all(|other| versions(&seen, *other) == [1]), "all other orders flowed");
+
+    // It says what it would do, and does not do it.
+    let order = big.to_string();
+    let plan = place.json(&["dead", "retry", "--order", &order, "--dry-run"]).await;
+    let planned: Vec<_> = plan["events"].as_array().expect("a list").iter().map(|e| &e["version"]).collect();
+    assert_eq!(planned, [2, 3]);
+    let asked: i64 =
+        sqlx::query_scalar("select count(*) from relay_retries").fetch_one(&place.pool).await.expect("count");
+    assert_eq!(asked, 0);
+
+    // Kafka would still refuse it: it is parked again, and everything of its order behind it.
+    place.relay(&["dead", "retry", "--order", &order, "--by", "ada"]).await;
+    place.nothing_is_retried().await;
+    place.commit(big, 4, "{}").await;
+    settled(&place.pool, SOON).await;
+    place.parked(&[2, 3, 4]).await;
+    assert_eq!(versions(&place.topic.read().await, big), [1]);
+    let groups = place.json(&["dead", "list"]).await;
+    assert_eq!(
+        (&groups["groups"][0]["cause"], &groups["groups"][0]["events"]),
+        (&"behind".into(), &2.into())
+    );
+    assert_eq!(
+        (&groups["groups"][1]["cause"], &groups["groups"][1]["orders"]),
+        (&"refused".into(), &1.into())
+    );
+
+    place.allow_large_messages().await;
+    place.relay(&["dead", "retry", "--cause", "MessageSizeTooLarge", "--by", "ada"]).await;
+    place.commit(big, 5, "{}").await;
+    place.nothing_is_retried().await;
+    place.commit(big, 6, "{}").await;
+    settled(&place.pool, SOON).await;
+    assert_eq!(place.dead().await, []);
+    assert_eq!(
+        compare(&place.pool, &place.topic, &HashSet::new()).await,
+        0,
+        "complete, in order, nothing twice"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy() {
+    let place = Place::new(1).await;
+    let order = Uuid::now_v7();
+    place.commit(order, 1, &oversized()).await;
+    for version in 2..=4 {
+        place.commit(order, version, "{}").await;
+    }
+    let _relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    place.parked(&[1, 2, 3, 4]).await;
+    sqlx::query("delete from outbox").execute(&place.pool).await.expect("retention");
+    place.allow_large_messages().await;
+
+    // An event takes the earlier ones of its order along, and leaves the later ones.
+    let third: Uuid = sqlx::query_scalar("select event_id from relay_dead where version = 3")
+        .fetch_one(&place.pool)
+        .await
+        .expect("an event");
+    place.relay(&["dead", "retry", "--event", &third.to_string()]).await;
+    place.nothing_is_retried().await;
+    place.parked(&[4]).await;
+    place.relay(&["dead", "retry", "--all"]).await;
+    place.nothing_is_retried().await;
+    assert_eq!(versions(&place.topic.read().await, order), [1, 2, 3, 4]);
+    assert_eq!(place.dead().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discarded_event_is_kept_as_a_record_and_its_order_goes_on_with_a_gap() {
+    let place = Place::new(1).await;
+    let order = Uuid::now_v7();
+    place.commit(order, 1, "{}").await;
+    place.commit(order, 2, &oversized()).await;
+    place.commit(order, 3, "{}").await;
+    let _relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    place.parked(&[2, 3]).await;
+
+    let second: Uuid = sqlx::query_scalar("select event_id from relay_dead where version = 2")
+        .fetch_one(&place.pool)
+        .await
+        .expect("an event");
+    let event = second.to_string();
+    assert_eq!(place.json(&["dead", "show", &event]).await[0]["version"], 2);
+    assert_eq!(place.refused(&["dead", "discard", "--event", &event]).await.0, Some(2), "it needs a reason");
+    let said =
+        place.relay(&["dead", "discard", "--event", &event, "--reason", "a test", "--by", "ada"]).await;
+    assert!(said.contains("gap") && said.contains("version 3"), "{said}");
+    place.parked(&[3]).await;
+    let kept: (i32, String, String, String) = sqlx::query_as(
+        "select version, reason, discarded_by, event ->> 'payload' from relay_discarded where event_id = $1",
+    )
+    .bind(second)
+    .fetch_one(&place.pool)
+    .await
+    .expect("the record");
+    assert_eq!((kept.0, kept.1.as_str(), kept.2.as_str(), kept.3.len()), (2, "a test", "ada", OVERSIZED));
+
+    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    place.nothing_is_retried().await;
+    assert_eq!(versions(&place.topic.read().await, order), [1, 3]);
+
+    // With the last dead letter gone the running publisher lets the order go.
+    place.commit(order, 4, &oversized()).await;
+    place.parked(&[4]).await;
+    place.relay(&["dead", "discard", "--all", "--reason", "another test"]).await;
+    place.nothing_is_retried().await;
+    place.commit(order, 5, "{}").await;
+    settled(&place.pool, SOON).await;
+    assert_eq!(versions(&place.topic.read().await, order), [1, 3, 5]);
+    assert_eq!(place.dead().await, []);
+}
+
+/// Counts what the inbox hands on.
+struct Count(usize);
+
+impl Handler for Count {
+    async fn handle(&mut self, _: &events::kafka::Event, _: &mut PgConnection) -> Result<(), sqlx::Error> {
+        self.0 += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
+    let place = Place::new(2).await;
+    let order = Uuid::now_v7();
+    for version in 1..=5 {
+        place.commit(order, version, "{}").await;
+    }
+    let relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    // What is not published yet belongs to the publisher.
+    place.relay(&["pause", "--reason", "a test"]).await;
+    says_paused(&relay, "a test").await;
+    place.commit(order, 6, "{}").await;
+
+    let count = place.json(&["replay", "--order", &order.to_string(), "--dry-run"]).await;
+    assert_eq!((&count["events"], &count["leftOut"]), (&5.into(), &1.into()));
+    let done = place.relay(&["replay", "--order", &order.to_string(), "--by", "ada"]).await;
+    assert!(done.contains("5 events published"), "{done}");
+    let messages = place.topic.read().await;
+    let marks: Vec<_> = messages.iter().map(|message| message.header("replayed")).collect();
+    assert_eq!(marks, [[None; 5], [Some("true"); 5]].concat());
+    assert_eq!(versions(&messages, order), [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
+
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", place.topic.brokers());
+    let consumer =
+        events::inbox::consumer(config, &Uuid::now_v7().to_string(), place.topic.name()).expect("made");
+    let mut inbox = Inbox::new(consumer, place.pool.clone(), "test", Count(0));
+    let (mut handled, mut repeated) = (0, 0);
+    while handled + repeated < 10 {
+        let pass = tokio::time::timeout(SOON, inbox.run_once()).await.expect("in time").expect("a pass");
+        (handled, repeated) = (handled + pass.handled, repeated + pass.repeated);
+    }
+    assert_eq!((handled, repeated), (5, 5));
+
+    place.relay(&["resume"]).await;
+    settled(&place.pool, SOON).await;
+    assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 5);
+    let changes = place.json(&["changes"]).await;
+    assert!(changes.as_array().expect("a list").iter().any(|c| c["command"] == "replay" && c["by"] == "ada"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let orders: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(20).collect();
+    for version in 1..=10 {
+        for order in &orders {
+            place.commit(*order, version, "{}").await;
+        }
+    }
+    let _relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+
+    let mut replay = tokio::process::Command::new(program())
+        .args(["replay", "--from", "1", "--to-topic", elsewhere.name(), "--rate", "40"])
+        .envs(place.settings())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the replay starts");
+    eventually("the replay to be under way", SOON, async || {
+        let position: i64 = sqlx::query_scalar("select published from relay_replays")
+            .fetch_optional(&place.pool)
+            .await
+            .ok()??;
+        (position > 0).then_some(())
+    })
+    .await;
+    let pid = replay.id().expect("it runs").to_string();
+    let sent = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.expect("kill");
+    assert!(sent.success());
+    assert_eq!(replay.wait().await.expect("ended").code(), Some(1));
+    let list = place.json(&["replay", "list"]).await;
+    assert_eq!(list[0]["state"], "stopped");
+    assert!(list[0]["published"].as_i64().is_some_and(|n| (1..200).contains(&n)), "{list}");
+
+    let id = list[0]["id"].to_string();
+    place.relay(&["replay", "--continue", &id]).await;
+    assert_eq!(place.json(&["replay", "list"]).await[0]["state"], "done");
+    let messages = elsewhere.read().await;
+    assert!(messages.iter().all(|message| message.header("replayed") == Some("true")));
+    compare_with(&place.pool, &messages, &HashSet::new()).await;
+    assert_eq!(
+        compare(&place.pool, &place.topic, &HashSet::new()).await,
+        0,
+        "live publishing did not notice"
+    );
+}
+
+/// Beside this test's own file, one folder up.
+fn program() -> PathBuf {
+    let mut path = std::env::current_exe().expect("a path");
+    path.pop();
+    path.pop();
+    path.join("relay")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
+    let place = Place::new(2).await;
+    for order in std::iter::repeat_with(Uuid::now_v7).take(500) {
+        place.commit(order, 1, "{}").await;
+    }
+    let down = [("DATABASE_URL", place.database.url()), ("KAFKA_BROKERS", "127.0.0.1:1")];
+    match demo::programs::run("relay", &["once", "--timeout", "1"], &down).await {
+        Err(ProcessError::Ended { status, log, .. }) => {
+            assert_eq!(status.code(), Some(4), "{log}");
+            assert!(log.contains("Kafka"), "{log}");
+        }
+        other => panic!("Kafka is away: {other:?}"),
+    }
+
+    let said = place.relay(&["once"]).await;
+    assert!(said.contains("everything that was there is published"), "{said}");
+    assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
+
+    place.relay(&["pause", "--reason", "not now"]).await;
+    let (code, said) = place.refused(&["once"]).await;
+    assert!(code == Some(1) && said.contains("not now"), "{said}");
+    place.relay(&["resume"]).await;
+
+    let _relay = place.publisher().await;
+    let holder = eventually("somebody to publish", SOON, async || {
+        sqlx::query_scalar::<_, Option<String>>("select holder from relay_sinks")
+            .fetch_one(&place.pool)
+            .await
+            .ok()?
+    })
+    .await;
+    let (code, said) = place.refused(&["once"]).await;
+    assert!(code == Some(1) && said.contains(&holder), "{said}");
+}
