@@ -1,5 +1,7 @@
 # SQL is checked against the committed metadata: a build needs no database.
 export SQLX_OFFLINE := true
+# What no program of the workspace turns on, and is to be tested all the same.
+EVENTS := --features events/contract,events/otel
 
 # What cargo-fuzz asks of the compiler, but for its sanitizer, which needs a nightly one. A target is named
 # so that build scripts are left out of it.
@@ -8,7 +10,8 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help install demo test bench bench-api bench-relay check fmt fuzz compose-check deploy-check sqlx
+.PHONY: help install demo test bench bench-api bench-relay bench-mail check fmt fuzz compose-check deploy-check sqlx \
+  consumers contract contract-check
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +25,29 @@ demo: install ## Run the whole pipeline; ARGS=--once ends by itself
 
 test: ## Run every test against a real PostgreSQL, a real Kafka and a real Prometheus
 	@demo/install test
-	cargo build --workspace --bins
-	target/debug/demo services -- cargo test --workspace
+	@$(MAKE) --no-print-directory consumers
+	cargo build --workspace --bins $(EVENTS)
+	target/debug/demo services -- cargo test --workspace $(EVENTS)
+
+consumers: target/consumers/python/installed target/consumers/java/built target/consumers/readback/built ## Build the consumers in Python and Java
+
+target/consumers/python/installed: examples/consumer-python/requirements.txt
+	python3 -m venv target/consumers/python
+	target/consumers/python/bin/pip install --quiet --only-binary :all: --requirement $<
+	@touch $@
+
+target/consumers/java/built: examples/consumer-java/pom.xml examples/consumer-java/src/Consumer.java
+target/consumers/readback/built: contract/readback/pom.xml contract/readback/src/Readback.java
+target/consumers/java/built target/consumers/readback/built:
+	mvn --quiet --batch-mode --file $< process-classes
+	@touch $@
+
+contract: ## Write contract/ anew from the types; refuses what breaks a consumer of v1
+	cargo run --package events --features contract --example contract
+
+contract-check: ## Read contract/asyncapi.json with the AsyncAPI parser
+	@if command -v npm >/dev/null; then cd contract/check && npm ci --silent --ignore-scripts && node check.mjs; \
+	else echo 'contract-check: SKIPPED, it needs Node'; fi
 
 bench: bench-api bench-relay ## Measure the API and the relay, each beside its limits; ARGS=--quick for a first look
 
@@ -36,10 +60,14 @@ bench-relay: ## The relay beside a bare producer loop and a plain poller, on one
 	cargo build --release --package relay --bin relay
 	cargo bench --package orders --bench relay -- $(ARGS)
 
+bench-mail: install ## Measure the mail stage against a server on this machine; ARGS=--orders=2000 for a first look
+	cargo build --release --package orders --package relay --bins
+	cargo bench --package orders --bench mail -- $(ARGS)
+
 check: install ## Format, lints and documentation, warnings denied
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+	cargo clippy --workspace --all-targets $(EVENTS) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps $(EVENTS)
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -44,6 +44,11 @@ pub enum Command {
         after_help = "Example:\n  TOKEN=$(orders keys create --client shop)\n  curl localhost:8080/orders -H \"authorization: Bearer $TOKEN\""
     )]
     Keys(Keys),
+    /// Erase a customer's e-mail address: from orders, stored answers and notifications
+    #[command(
+        after_help = "Example:\n  orders erase --customer 42 --dry-run\n  orders erase --customer 42 --reason 'asked on 24 November'\n\nExit code 3: an e-mail was being sent to the address; run it again"
+    )]
+    Erase(Erase),
 }
 
 impl Command {
@@ -255,6 +260,32 @@ pub enum KeysCommand {
         /// The key's id, as `orders keys list` shows it
         id: uuid::Uuid,
     },
+}
+
+/// Settings of `orders erase`.
+#[derive(Args, Clone, Debug)]
+pub struct Erase {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// The customer's id
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
+    pub customer: i64,
+    /// Only the customer of this client; ids of different clients may name different people
+    #[arg(long, value_name = "NAME")]
+    pub client: Option<String>,
+    /// Change nothing, only count
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Who does it, for the record
+    #[arg(long, env = "USER", value_name = "NAME", default_value = "unknown")]
+    pub by: String,
+    /// Why, for the record
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 fn client_name(name: &str) -> Result<String, &'static str> {

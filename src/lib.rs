@@ -8,6 +8,7 @@ pub mod bell;
 pub mod config;
 mod db;
 pub mod domain;
+pub mod erase;
 pub mod http;
 mod janitor;
 pub mod keys;

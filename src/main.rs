@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orders::config::{Cli, Command};
-use orders::{http, keys, migrate, server, telemetry};
+use orders::{erase, http, keys, migrate, server, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let otlp = match &cli.command {
         Command::Serve(config) => config.otlp_endpoint.as_deref(),
-        Command::Migrate(_) | Command::Openapi | Command::Keys(_) => None,
+        Command::Migrate(_) | Command::Openapi | Command::Keys(_) | Command::Erase(_) => None,
     };
     let telemetry = match telemetry::start(&cli.log, otlp) {
         Ok(telemetry) => telemetry,
@@ -43,6 +43,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Migrate(config) => migrate::run(config).await,
         Command::Openapi => http::openapi::print(),
         Command::Keys(config) => keys::run(config).await,
+        Command::Erase(config) => erase::run(config).await,
     }
 }
 

@@ -3,7 +3,6 @@
 //! processes.
 
 #[path = "support/outbox.rs"]
-#[allow(dead_code, reason = "each test file includes this and uses its own part")]
 mod outbox;
 
 use std::collections::{HashMap, HashSet};

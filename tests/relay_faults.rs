@@ -154,7 +154,7 @@ async fn a_broker_that_is_away_for_a_minute_spends_nothing_and_health_says_why()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_stopped_and_killed_in_the_middle_of_a_drain_costs_no_event_and_no_order() {
+async fn postgres_away_for_a_minute_and_killed_in_the_middle_of_a_drain_costs_no_event_and_no_order() {
     let mut postgres = Postgres::start().await.expect("a PostgreSQL of our own");
     let database = Database::create_on(&postgres.url()).await;
     let pool = database.pool().await;
@@ -163,6 +163,9 @@ async fn postgres_stopped_and_killed_in_the_middle_of_a_drain_costs_no_event_and
     let mut relay = publisher(database.url(), &topic, &[]);
     in_the_middle(&pool, 2_000).await;
     postgres.stop().await.expect("stopped");
+    says(&relay, "PostgreSQL").await;
+    // Part of the claim: longer than every timeout of the relay's connections.
+    tokio::time::sleep(Duration::from_secs(60)).await;
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
     settled(&pool, SOON).await;

@@ -463,7 +463,7 @@ async fn produce(topic: &Topic, id: Uuid, order: Uuid, version: i32, payload: &s
         ("ce_type", "order.created.v1"),
         ("ce_subject", &order),
         ("ce_time", &now),
-        ("ce_dataschema", "/orders/schemas/order.created.v1.json"),
+        ("ce_dataschema", "urn:orders:schema:order.created.v1"),
         ("ce_partitionkey", &order),
         ("ce_orderversion", &version),
         ("id", &id),

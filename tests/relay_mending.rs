@@ -13,7 +13,8 @@ use demo::process::ProcessError;
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
 use demo::topic::Message;
-use events::inbox::{Handler, Inbox};
+use events::inbox::{HandleError, Handler, Inbox, Pass, Settings};
+use events::kafka::Event;
 use outbox::{compare, compare_with, settled};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -324,13 +325,16 @@ async fn a_discarded_event_is_kept_as_a_record_and_its_order_goes_on_with_a_gap(
     assert_eq!(place.dead().await, []);
 }
 
-/// Counts what the inbox hands on.
-struct Count(usize);
+/// Tells what the inbox has done.
+struct Tells(tokio::sync::mpsc::UnboundedSender<Pass>);
 
-impl Handler for Count {
-    async fn handle(&mut self, _: &events::kafka::Event, _: &mut PgConnection) -> Result<(), sqlx::Error> {
-        self.0 += 1;
+impl Handler for Tells {
+    async fn handle(&mut self, _: &Event, _: &mut PgConnection) -> Result<(), HandleError> {
         Ok(())
+    }
+
+    async fn committed(&mut self, pass: &Pass) {
+        let _ = self.0.send(*pass);
     }
 }
 
@@ -359,13 +363,20 @@ async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
 
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", place.topic.brokers());
-    let consumer =
-        events::inbox::consumer(config, &Uuid::now_v7().to_string(), place.topic.name()).expect("made");
-    let mut inbox = Inbox::new(consumer, place.pool.clone(), "test", Count(0));
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mut settings = Settings::new(config, Uuid::now_v7().to_string(), place.topic.name());
+    settings.name = "test".to_owned();
+    let inbox = Inbox::start(settings, place.pool.clone(), Tells(tell)).expect("a consumer");
     let (mut handled, mut repeated) = (0, 0);
-    while handled + repeated < 10 {
-        let pass = tokio::time::timeout(SOON, inbox.run_once()).await.expect("in time").expect("a pass");
-        (handled, repeated) = (handled + pass.handled, repeated + pass.repeated);
+    let counted = async {
+        while handled + repeated < 10 {
+            let pass = tokio::time::timeout(SOON, told.recv()).await.expect("in time").expect("a pass");
+            (handled, repeated) = (handled + pass.handled, repeated + pass.repeated);
+        }
+    };
+    tokio::select! {
+        () = inbox.run(tokio_util::sync::CancellationToken::new()) => panic!("the inbox ended"),
+        () = counted => {}
     }
     assert_eq!((handled, repeated), (5, 5));
 

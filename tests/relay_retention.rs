@@ -3,7 +3,7 @@
 #[path = "support/outbox.rs"]
 mod outbox;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
@@ -11,7 +11,7 @@ use outbox::settled;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 const NO_MAIL: &str = "smtp://127.0.0.1:1";
 const SOON: Duration = Duration::from_secs(90);
@@ -23,13 +23,16 @@ fn publisher(database: &Database, topic: &Topic, settings: &[(&str, &str)]) -> S
 
 /// Writes events of orders of their own, written so many days ago.
 async fn write(pool: impl sqlx::PgExecutor<'_>, events: i32, days: i32) {
+    let age = Duration::from_secs(u64::from(days.unsigned_abs()) * 86_400);
+    let made = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let id = || Uuid::new_v7(Timestamp::from_unix(NoContext, made.as_secs(), made.subsec_nanos()));
+    let ids: Vec<Uuid> = std::iter::repeat_with(id).take(events.unsigned_abs() as usize).collect();
     sqlx::query(
         "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload, created_at)
-         select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}',
-                now() - make_interval(days => $2)
-         from generate_series(1, $1)",
+         select id, 'order', gen_random_uuid(), 1, 'order.created.v1', '{}', now() - make_interval(days => $2)
+         from unnest($1::uuid[]) as id",
     )
-    .bind(events)
+    .bind(ids)
     .bind(days)
     .execute(pool)
     .await
@@ -68,9 +71,9 @@ async fn retention_removes_only_what_is_old_and_settled_by_every_sink() {
     // The numbers of another table, and of its dead letters, say nothing of this one.
     pool.execute(
         "insert into relay_sinks (sink, source) values ('adopted', 'public.outboxevent');
-         insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, created_at,
-                                 cause, detail, source_id, source_key)
-         values ('adopted', 3, gen_random_uuid(), 'purchase', gen_random_uuid(), 0, '', 'null', now(), 'refused',
+         insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
+                                 created_at, cause, detail, source_id, source_key)
+         values ('adopted', 3, gen_random_uuid(), 'purchase', gen_random_uuid(), 0, '', 'null', '{}', now(), 'refused',
                  'by the test', '3', 'p-3')",
     )
     .await
@@ -125,6 +128,33 @@ async fn what_is_not_settled_or_is_a_dead_letter_is_kept_and_stops_nothing_else(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_audit_takes_what_retention_removed_for_old_and_not_for_extra_though_a_dead_letter_is_left() {
+    let database = Database::create().await;
+    let topic = Topic::create(1).await;
+    let pool = database.pool().await;
+    write(&pool, 10, 8).await;
+    pool.execute(
+        "insert into relay_sinks (sink, published) values ('kafka', '{[1,2)}');
+         insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
+                                 created_at, cause, detail)
+         select 'kafka', seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers, created_at,
+                'refused', 'by the test' from outbox where seq = 1",
+    )
+    .await
+    .expect("a dead letter");
+    let mut relay = publisher(&database, &topic, &[]);
+    settled(&pool, SOON).await;
+    write(&pool, 2, 0).await;
+    settled(&pool, SOON).await;
+    look_again(&mut relay).await;
+    leaves(&pool, &[1, 11, 12]).await;
+    let settings =
+        [("DATABASE_URL", database.url()), ("KAFKA_BROKERS", topic.brokers()), ("KAFKA_TOPIC", topic.name())];
+    let said = demo::programs::run("relay", &["audit"], &settings).await.expect("nothing is found");
+    assert!(said.contains(" 2  events are in the outbox"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_relays_remove_each_row_once_and_remember_one_position() {
     let database = Database::create().await;
     let topic = Topic::create(1).await;
@@ -161,6 +191,38 @@ async fn zero_days_keep_events_for_ever_and_dedup_keys_have_an_age_of_their_own(
     let topic = Topic::create(1).await;
     let pool = database.pool().await;
     write(&pool, 3, 1000).await;
+    dedup_keys(&pool).await;
+    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,4)}')")
+        .await
+        .expect("published");
+    let _relay = publisher(&database, &topic, &[("RELAY_RETENTION_DAYS", "0")]);
+    only_old_keys_of_notify_go(&pool).await;
+    assert_eq!(left(&pool).await, [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_before_the_relays_own_sink_is_among_the_sinks() {
+    let database = Database::create().await;
+    let topic = Topic::create(1).await;
+    let pool = database.pool().await;
+    write(&pool, 3, 8).await;
+    dedup_keys(&pool).await;
+    pool.execute("insert into relay_sinks (sink, published) values ('another', '{[1,4)}')")
+        .await
+        .expect("a sink");
+    // The publisher waits for this row, and retention does not.
+    let mut first = pool.begin().await.expect("begin");
+    first.execute("insert into relay_sinks (sink) values ('kafka')").await.expect("a sink");
+    let _relay = publisher(&database, &topic, &[]);
+    only_old_keys_of_notify_go(&pool).await;
+    assert_eq!(left(&pool).await, [1, 2, 3]);
+    first.rollback().await.expect("rolled back");
+    settled(&pool, SOON).await;
+    assert_eq!(topic.read().await.len(), 3);
+}
+
+/// Two dedup keys of notify and one of somebody else.
+async fn dedup_keys(pool: &PgPool) {
     pool.execute(
         "insert into inbox (consumer, event_id, aggregate_id, version, topic, kafka_partition, kafka_offset,
                             published_at, handled_at)
@@ -169,22 +231,20 @@ async fn zero_days_keep_events_for_ever_and_dedup_keys_have_an_age_of_their_own(
     )
     .await
     .expect("dedup keys");
-    pool.execute("insert into relay_sinks (sink, published) values ('kafka', '{[1,4)}')")
-        .await
-        .expect("published");
-    let _relay = publisher(&database, &topic, &[("RELAY_RETENTION_DAYS", "0")]);
-    // The outbox has its turn before the inbox.
+}
+
+/// Waits until the old one is gone. The outbox has its turn before the inbox.
+async fn only_old_keys_of_notify_go(pool: &PgPool) {
     eventually("the old key of notify to be gone", SOON, async || {
         let keys: Vec<(String, i32)> = sqlx::query_as(
             "select consumer, extract(day from now() - handled_at)::int from inbox order by handled_at",
         )
-        .fetch_all(&pool)
+        .fetch_all(pool)
         .await
         .ok()?;
         (keys == [("somebody else".to_owned(), 31), ("notify".to_owned(), 29)]).then_some(())
     })
     .await;
-    assert_eq!(left(&pool).await, [1, 2, 3]);
 }
 
 /// The publisher's reading statement, as it is checked against the schema.

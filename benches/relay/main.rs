@@ -136,5 +136,5 @@ async fn measure(cli: &Cli) -> Outcome<()> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.options.run(measure(&cli)).await
+    cli.options.run(Box::pin(measure(&cli))).await
 }

@@ -1,7 +1,9 @@
 //! A mailbox that takes mail by a real SMTP conversation and keeps it in memory.
 //!
-//! For the demo and for tests: it accepts every address, speaks no TLS, relays nothing.
+//! For the demo and for tests: it accepts every address and relays nothing. For tests it speaks TLS, asks
+//! for a login, and does what servers should not do.
 
+mod fault;
 mod page;
 mod session;
 
@@ -18,6 +20,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::fault::Faults;
+pub use self::fault::{Fault, Login, Manners, Tls};
 use crate::services::free_port;
 
 /// A message as it was taken.
@@ -75,6 +79,18 @@ impl Mail {
 struct Store {
     mails: Arc<Mutex<Vec<Mail>>>,
     count: watch::Sender<usize>,
+    connections: Arc<Mutex<Connections>>,
+}
+
+/// How many connections there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// All of them.
+    pub accepted: usize,
+    /// Those that are open.
+    pub open: usize,
+    /// The most that were open at a time.
+    pub most: usize,
 }
 
 impl Store {
@@ -84,8 +100,26 @@ impl Store {
         self.count.send_replace(mails.len());
     }
 
+    /// Counts a connection for as long as what is given back lives.
+    fn connected(&self) -> Open {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.accepted += 1;
+        connections.open += 1;
+        connections.most = connections.most.max(connections.open);
+        Open(Arc::clone(&self.connections))
+    }
+
     fn read<T>(&self, read: impl FnOnce(&[Mail]) -> T) -> T {
         read(&self.mails.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// An open connection.
+struct Open(Arc<Mutex<Connections>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).open -= 1;
     }
 }
 
@@ -106,6 +140,8 @@ pub struct TooFew {
 pub struct Mailbox {
     address: SocketAddr,
     store: Store,
+    manners: Manners,
+    faults: Faults,
     cancel: CancellationToken,
     smtp: JoinSet<()>,
     pages: JoinSet<()>,
@@ -117,10 +153,20 @@ impl Mailbox {
     /// # Errors
     /// When the port cannot be bound.
     pub async fn start(port: u16) -> io::Result<Self> {
+        Self::start_with(port, Manners::default()).await
+    }
+
+    /// The same, with TLS or a login.
+    ///
+    /// # Errors
+    /// When the port cannot be bound.
+    pub async fn start_with(port: u16, manners: Manners) -> io::Result<Self> {
         let port = if port == 0 { free_port()? } else { port };
         let mut mailbox = Self {
             address: (Ipv4Addr::LOCALHOST, port).into(),
             store: Store::default(),
+            manners,
+            faults: Faults::default(),
             cancel: CancellationToken::new(),
             smtp: JoinSet::new(),
             pages: JoinSet::new(),
@@ -133,6 +179,28 @@ impl Mailbox {
     #[must_use]
     pub fn smtp_url(&self) -> String {
         format!("smtp://{}", self.address)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on does this to mail for `recipient`, or is well again.
+    pub fn set_fault(&self, recipient: &str, fault: Option<Fault>) {
+        self.faults.set(recipient, fault);
+    }
+
+    /// From now on greets with this line instead of 220, and closes; or is well again.
+    pub fn set_greeting(&self, line: Option<&str>) {
+        self.faults.set_greeting(line);
+    }
+
+    /// How many connections there were.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        *self.store.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything that has arrived, in order; a mail that was sent twice is here twice.
@@ -191,7 +259,12 @@ impl Mailbox {
         self.stop().await;
         let listener = TcpListener::bind(self.address).await?;
         self.cancel = CancellationToken::new();
-        self.smtp.spawn(session::accept(listener, self.store.clone(), self.cancel.clone()));
+        let host = session::Host {
+            store: self.store.clone(),
+            manners: self.manners.clone(),
+            faults: self.faults.clone(),
+        };
+        self.smtp.spawn(session::accept(listener, host, self.cancel.clone()));
         Ok(())
     }
 

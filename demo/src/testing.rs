@@ -24,7 +24,7 @@ pub fn shared(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run the tests with `make test`"))
 }
 
-/// A fresh, migrated database.
+/// A fresh database.
 #[derive(Debug)]
 pub struct Database {
     url: String,
@@ -44,13 +44,25 @@ impl Database {
     /// # Panics
     /// When the server cannot be reached.
     pub async fn create_on(url: &str) -> Self {
+        let database = Self::empty_on(url).await;
+        orders::MIGRATOR.run(&database.pool().await).await.expect("migrated");
+        database
+    }
+
+    /// A database without any table: what a team outside has.
+    ///
+    /// # Panics
+    /// When the server cannot be reached.
+    pub async fn empty() -> Self {
+        Self::empty_on(&shared(DATABASE_SERVER)).await
+    }
+
+    async fn empty_on(url: &str) -> Self {
         let server: PgConnectOptions = url.parse().expect("a PostgreSQL URL");
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut admin = server.connect().await.expect("PostgreSQL answers");
         admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("database created");
-        let database = Self { url: server.database(&name).to_url_lossy().to_string() };
-        orders::MIGRATOR.run(&database.pool().await).await.expect("migrated");
-        database
+        Self { url: server.database(&name).to_url_lossy().to_string() }
     }
 
     /// What goes into `DATABASE_URL`.

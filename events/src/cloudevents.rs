@@ -29,6 +29,13 @@ pub mod header {
     pub const TRACESTATE: &str = "tracestate";
 }
 
+/// `ce_dataschema` of an event type: the `$id` of its JSON Schema. A name and not an address, since
+/// CloudEvents wants an absolute URI and the schema is the same wherever the pipeline runs.
+#[must_use]
+pub fn data_schema(kind: &str) -> String {
+    format!("urn:orders:schema:{kind}")
+}
+
 /// The attributes of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
@@ -83,7 +90,6 @@ impl Attributes {
         let (mut id, mut subject) = (Uuid::encode_buffer(), Uuid::encode_buffer());
         let id = &*self.id.as_uuid().hyphenated().encode_lower(&mut id);
         let subject = &*self.subject.hyphenated().encode_lower(&mut subject);
-        let schema = format!("{}/schemas/{}.json", self.source.trim_end_matches('/'), self.kind);
         give(header::CONTENT_TYPE, "application/json");
         give(header::SPEC_VERSION, SPEC_VERSION);
         give(header::ID, id);
@@ -91,7 +97,7 @@ impl Attributes {
         give(header::TYPE, &self.kind);
         give(header::SUBJECT, subject);
         give(header::TIME, &self.time.to_rfc3339_opts(SecondsFormat::Micros, true));
-        give(header::DATA_SCHEMA, &schema);
+        give(header::DATA_SCHEMA, &data_schema(&self.kind));
         give(header::PARTITION_KEY, subject);
         give(header::ORDER_VERSION, &self.version.to_string());
         give(header::PLAIN_ID, id);

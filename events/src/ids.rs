@@ -12,6 +12,7 @@ macro_rules! id {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(transparent)]
+        #[cfg_attr(feature = "contract", derive(schemars::JsonSchema), schemars(inline))]
         pub struct $name(Uuid);
 
         impl $name {

@@ -1,6 +1,6 @@
 //! Events as Kafka messages: key = order id, value = JSON, attributes = headers.
 
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 
 use crate::cloudevents::header;
 use crate::{Attributes, MalformedEvent, OrderEvent, UnknownEvent};
@@ -34,7 +34,7 @@ impl Event {
     ///
     /// # Errors
     /// [`MalformedEvent`] when a header of the contract is missing or unreadable, or there is no value.
-    pub fn from_message(message: &BorrowedMessage<'_>) -> Result<Self, MalformedEvent> {
+    pub fn from_message(message: &impl Message) -> Result<Self, MalformedEvent> {
         let headers = message.headers();
         let attributes = Attributes::from_headers(|name| {
             headers?.iter().find(|h| h.key == name).and_then(|h| std::str::from_utf8(h.value?).ok())

@@ -4,9 +4,12 @@
 //! headers, and the inbox that makes a consumer's effect happen once. Knows nothing of how an
 //! event came to be: the API writes these types, the relay moves them, consumers read them.
 //!
-//! Features: `kafka` (headers to and from Kafka messages), `inbox` (the consumer loop).
+//! Features: `kafka` (headers to and from Kafka messages), `inbox` (the consumer loop), `otel` (its
+//! spans), `contract` (the published description of it all, as files).
 
 mod cloudevents;
+#[cfg(feature = "contract")]
+pub mod contract;
 mod ids;
 #[cfg(feature = "inbox")]
 pub mod inbox;
@@ -14,7 +17,7 @@ pub mod inbox;
 pub mod kafka;
 mod order;
 
-pub use cloudevents::{Attributes, MalformedEvent, SPEC_VERSION, header};
+pub use cloudevents::{Attributes, MalformedEvent, SPEC_VERSION, data_schema, header};
 pub use ids::{EventId, OrderId};
 pub use iso_currency::Currency;
 pub use order::{AGGREGATE_ORDER, OrderCancelled, OrderCreated, OrderEvent, OrderStatus, UnknownEvent};

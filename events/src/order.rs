@@ -34,16 +34,21 @@ impl OrderStatus {
 /// Data of `order.created.v1`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "contract", derive(schemars::JsonSchema))]
 pub struct OrderCreated {
     /// The order; equals `ce_subject` and the Kafka key.
     pub order_id: OrderId,
     /// The customer's number in the client's system.
+    #[cfg_attr(feature = "contract", schemars(range(min = 1)))]
     pub customer_id: i64,
     /// Integer of the currency's minor unit.
+    #[cfg_attr(feature = "contract", schemars(range(min = 1)))]
     pub amount_cents: i64,
     /// ISO 4217 code, three upper-case letters.
+    #[cfg_attr(feature = "contract", schemars(regex(pattern = "^[A-Z]{3}$")))]
     pub currency: String,
     /// Always `created`.
+    #[cfg_attr(feature = "contract", schemars(with = "String", extend("const" = "created")))]
     pub status: OrderStatus,
     /// When the order was accepted (RFC 3339, UTC).
     pub created_at: DateTime<Utc>,
@@ -52,16 +57,21 @@ pub struct OrderCreated {
 /// Data of `order.cancelled.v1`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "contract", derive(schemars::JsonSchema))]
 pub struct OrderCancelled {
     /// The order; equals `ce_subject` and the Kafka key.
     pub order_id: OrderId,
     /// The customer's number in the client's system.
+    #[cfg_attr(feature = "contract", schemars(range(min = 1)))]
     pub customer_id: i64,
     /// Integer of the currency's minor unit.
+    #[cfg_attr(feature = "contract", schemars(range(min = 1)))]
     pub amount_cents: i64,
     /// ISO 4217 code, three upper-case letters.
+    #[cfg_attr(feature = "contract", schemars(regex(pattern = "^[A-Z]{3}$")))]
     pub currency: String,
     /// Always `cancelled`.
+    #[cfg_attr(feature = "contract", schemars(with = "String", extend("const" = "cancelled")))]
     pub status: OrderStatus,
     /// When the order was cancelled (RFC 3339, UTC).
     pub cancelled_at: DateTime<Utc>,

@@ -3,12 +3,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
 
 use crate::backoff::Backoff;
+
+/// How long a ring may take to come back before the connection counts as deaf.
+const PROOF: Duration = Duration::from_secs(5);
+/// How long until a deaf connection is tried again.
+const DEAF: Duration = Duration::from_secs(60);
 
 /// Rung by a publisher that gives its lease up, and by commands that ask something of a publisher.
 pub(crate) const LEASE: &str = "relay_lease";
@@ -66,6 +72,19 @@ async fn hear(
 ) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(channel).await?;
+    // Through a pooler in transaction mode LISTEN succeeds and nothing is ever heard: a ring of our
+    // own tells. Any other one proves the same.
+    ring(pool, channel).await?;
+    match tokio::time::timeout(PROOF, listener.try_recv()).await {
+        Ok(Ok(Some(_))) => {}
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            tracing::warn!(channel, "NOTIFY is not heard, as through a pooler in transaction mode: polling");
+            tokio::time::sleep(DEAF).await;
+            return Ok(());
+        }
+    }
     connected.store(true, Ordering::Relaxed);
     backoff.reset();
     loop {

@@ -4,12 +4,15 @@ mod mending;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lettre::message::Mailbox;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
+use uuid::Uuid;
 
 pub use self::mending::{
     ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
@@ -17,7 +20,7 @@ pub use self::mending::{
 };
 use crate::foreign::{ForeignOutbox, HeaderColumns, TopicTemplate};
 use crate::kafka;
-use crate::mail::Smtp;
+use crate::mail::{InvalidServer, SmtpServer, State, Unsubscribe};
 use crate::publish::source::{OUTBOX, Outbox};
 use crate::retention::Ages;
 use crate::sink::{KAFKA, SinkName};
@@ -88,6 +91,9 @@ pub enum Command {
     /// List what operators have changed, newest first.
     #[command(after_help = "Example:\n  relay changes --limit 10 --json")]
     Changes(ChangesArgs),
+    /// Look at e-mails, and settle what the relay cannot.
+    #[command(subcommand)]
+    Mail(MailCommand),
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -299,6 +305,129 @@ impl std::str::FromStr for Retention {
     }
 }
 
+/// What to do with e-mails.
+#[derive(Debug, Subcommand)]
+pub enum MailCommand {
+    /// List e-mails, the youngest first.
+    #[command(after_help = "Example:\n  relay mail list --state failed --state unknown")]
+    List(MailListArgs),
+    /// Show one e-mail.
+    #[command(
+        after_help = "Example:\n  relay mail show 01a20eed-818d-74fd-b1bc-ada1c23bef06 --show-addresses"
+    )]
+    Show(MailShowArgs),
+    /// Send failed e-mails again, and those that wait for their next attempt at once.
+    #[command(
+        after_help = "Example:\n  relay mail retry 01a20eed-818d-74fd-b1bc-ada1c23bef06 --reason 'mailbox is back'\n  relay mail retry --all-failed"
+    )]
+    Retry(MailRetryArgs),
+    /// Settle an e-mail of which nobody knows whether the server has taken it; the server's log may tell.
+    #[command(
+        after_help = "Example:\n  relay mail resolve 01a20eed-818d-74fd-b1bc-ada1c23bef06 --sent --reason 'in the log of mx1'"
+    )]
+    Resolve(MailResolveArgs),
+}
+
+/// How addresses are printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct AddressArgs {
+    /// Print addresses whole; masked otherwise.
+    #[arg(long)]
+    pub show_addresses: bool,
+}
+
+/// Settings of `relay mail list`.
+#[derive(Debug, Args)]
+pub struct MailListArgs {
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Only these states; may be given several times.
+    #[arg(long, value_enum)]
+    pub state: Vec<State>,
+    /// Only those of this order.
+    #[arg(long, value_name = "ID")]
+    pub order: Option<Uuid>,
+    /// How many at most.
+    #[arg(long, default_value = "100", value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    pub limit: i64,
+    /// How addresses are printed.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Settings of `relay mail show`.
+#[derive(Debug, Args)]
+pub struct MailShowArgs {
+    /// The e-mail, as `relay mail list` shows it.
+    pub id: Uuid,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// How addresses are printed.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Settings of `relay mail retry`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct MailRetryArgs {
+    /// The e-mails, as `relay mail list` shows them.
+    #[arg(group = "which")]
+    pub ids: Vec<Uuid>,
+    /// Those of this order.
+    #[arg(long, value_name = "ID", group = "which")]
+    pub order: Option<Uuid>,
+    /// Every one that has failed.
+    #[arg(long, group = "which")]
+    pub all_failed: bool,
+    /// Why, for the record.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Who does it.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Settings of `relay mail resolve`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("how").required(true))]
+pub struct MailResolveArgs {
+    /// The e-mail, as `relay mail list --state unknown` shows it.
+    pub id: Uuid,
+    /// The server has taken it.
+    #[arg(long, group = "how")]
+    pub sent: bool,
+    /// Send it again, with the same Message-ID.
+    #[arg(long, group = "how")]
+    pub resend: bool,
+    /// Why, for the record.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Who does it.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// What to do with the settings.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -378,6 +507,9 @@ pub struct RunArgs {
     /// Consumer group of the notify stage.
     #[arg(long, env, default_value = "orders-notify")]
     pub notify_group: String,
+    /// Topic for events that the notify stage cannot handle [default: KAFKA_TOPIC.NOTIFY_GROUP.dead].
+    #[arg(long, env)]
+    pub notify_dead_topic: Option<String>,
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
@@ -394,10 +526,9 @@ pub struct RunArgs {
     /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
-    /// What an e-mail whose outcome is unknown becomes: sent again with the same Message-ID, or
-    /// held for the operator.
-    #[arg(long, env, value_enum, default_value = "resend")]
-    pub mail_on_unknown: OnUnknown,
+    /// How mail is sent.
+    #[command(flatten)]
+    pub mail: MailArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
@@ -474,12 +605,49 @@ pub struct KafkaArgs {
 /// Where the mail server is, and who sends.
 #[derive(Debug, Args)]
 pub struct SmtpArgs {
-    /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required.
+    /// SMTP server: smtp://host:port, smtps://user:password@host:465, smtp://host?tls=required (STARTTLS),
+    /// or ?tls=opportunistic (STARTTLS when the server offers it).
     #[arg(long, env, default_value = "smtp://127.0.0.1:1025", hide_env_values = true)]
     pub smtp_url: Secret,
+    /// Certificates (PEM) of the CAs that are believed instead of the public ones.
+    #[arg(long, env, value_name = "FILE")]
+    pub smtp_ca_file: Option<PathBuf>,
+    /// Seconds that each step of the conversation may take; the answer to the message may take ten times that.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub smtp_timeout_seconds: u64,
     /// Sender of the e-mails.
     #[arg(long, env, default_value = "Orders <orders@localhost>")]
     pub mail_from: Mailbox,
+}
+
+/// How mail is sent.
+#[derive(Debug, Args)]
+pub struct MailArgs {
+    /// Mails sent at the same time, each on its own connection; no more than the server allows one client.
+    #[arg(long, env, default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub mail_connections: u16,
+    /// Mails per second, in each process [default: no limit]
+    #[arg(long, env, value_name = "N")]
+    pub mail_rate: Option<NonZeroU32>,
+    /// What an e-mail whose outcome is unknown becomes: sent again with the same Message-ID, or
+    /// held for the operator.
+    #[arg(long, env, value_enum, default_value = "resend")]
+    pub mail_on_unknown: OnUnknown,
+    /// Where recipients unsubscribe (List-Unsubscribe), an https: or mailto: URI; {order} in it stands for the
+    /// order's id [default: no such header]
+    #[arg(long, env, value_name = "URI")]
+    pub mail_list_unsubscribe: Option<Unsubscribe>,
+    /// Days after which the address of an e-mail that was sent or has failed is erased.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(0..=3650))]
+    pub mail_erase_days: u32,
+}
+
+impl MailArgs {
+    /// For how long addresses are kept.
+    #[must_use]
+    pub fn keep_addresses(&self) -> Duration {
+        Duration::from_secs(u64::from(self.mail_erase_days) * 24 * 3600)
+    }
 }
 
 /// How a command prints.
@@ -574,6 +742,12 @@ pub enum InvalidSetting {
     /// The orders' sink is for the orders' table.
     #[error("RELAY_SINK must name a sink of the foreign table's own: `{KAFKA}` is that of the orders")]
     ForeignSink,
+    /// A password that anybody on the way could read.
+    #[error("SMTP_URL has a password and no encryption: use smtps:// or ?tls=required")]
+    SmtpPassword,
+    /// No certificates of a CA.
+    #[error("SMTP_CA_FILE: {0}")]
+    SmtpCaFile(String),
     /// Not a collector of traces.
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT must look like http://host:4318")]
     OtlpEndpoint,
@@ -592,12 +766,19 @@ impl DatabaseArgs {
 }
 
 impl SmtpArgs {
-    /// Connections to the mail server.
+    /// The mail server.
     ///
     /// # Errors
-    /// [`InvalidSetting::SmtpUrl`]
-    pub(crate) fn connections(&self) -> Result<Smtp, InvalidSetting> {
-        Smtp::new(&self.smtp_url.0).map_err(|_| InvalidSetting::SmtpUrl)
+    /// [`InvalidSetting`]
+    pub(crate) fn server(&self) -> Result<SmtpServer, InvalidSetting> {
+        let timeout = Duration::from_secs(self.smtp_timeout_seconds);
+        SmtpServer::parse(&self.smtp_url.0, self.smtp_ca_file.as_deref(), timeout).map_err(
+            |error| match error {
+                InvalidServer::Url => InvalidSetting::SmtpUrl,
+                InvalidServer::PlainPassword => InvalidSetting::SmtpPassword,
+                InvalidServer::CaFile(why) => InvalidSetting::SmtpCaFile(why),
+            },
+        )
     }
 }
 
@@ -699,6 +880,13 @@ impl RunArgs {
             }
             None => Ok(Traces::default()),
         }
+    }
+
+    /// Where the events go that the notify stage cannot handle.
+    #[must_use]
+    pub(crate) fn dead_topic(&self) -> String {
+        let default = || format!("{}.{}.dead", self.kafka.kafka_topic, self.notify_group);
+        self.notify_dead_topic.clone().unwrap_or_else(default)
     }
 
     /// Time to live of the publisher's lease.

@@ -515,15 +515,4 @@ mod tests {
         .await;
         assert!(matches!(heard, Input::Acknowledged(7)), "{heard:?}");
     }
-
-    #[tokio::test]
-    async fn a_fatal_error_of_the_producer_is_heard_as_one() {
-        let heard =
-            heard_when_the_broker_says(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING])
-                .await;
-        assert!(
-            matches!(heard, Input::BeyondUse(_) | Input::Refused { verdict: Verdict::Fatal, .. }),
-            "{heard:?}"
-        );
-    }
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::config::{InvalidSetting, RunArgs, Stage};
 use self::health::Health;
-use self::mail::Mailer;
+use self::mail::{Letterhead, Mailer};
 use self::metrics::{Asks, Metrics};
 use self::notify::Notifier;
 use self::publish::Publisher;
@@ -71,8 +71,8 @@ fn holder() -> String {
 /// [`RunError`] when a stage cannot start or ends without being asked to.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunError> {
     let health = Health::default();
-    let (database, kafka, smtp) =
-        (args.database.options()?, args.kafka.settings()?, args.smtp.connections()?);
+    let (database, kafka, mail_server) =
+        (args.database.options()?, args.kafka.settings()?, args.smtp.server()?);
     let outbox = args.outbox()?;
     let traces = args.traces()?;
     let holder = holder();
@@ -97,6 +97,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                 if matches!(outbox, Outbox::Orders) {
                     let retention = Retention {
                         pool: db::pool(database.clone(), 1),
+                        sink: args.sink.relay_sink.clone(),
                         ages: args.ages(),
                         metrics: metrics.retention.clone(),
                     };
@@ -129,6 +130,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     pool: db::pool(database.clone(), 2),
                     kafka: kafka.clone(),
                     group: args.notify_group.clone(),
+                    dead_topic: args.dead_topic(),
                     mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
                     metrics: metrics.notify.clone(),
@@ -141,11 +143,18 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
             }
             Stage::Mail => {
                 let mailer = Mailer {
-                    pool: db::pool(database.clone(), 10),
-                    smtp: smtp.clone(),
-                    from: args.smtp.mail_from.clone(),
+                    // The desk, the bell and the eraser; the senders need none.
+                    pool: db::pool(database.clone(), 3),
+                    server: mail_server.clone(),
+                    letterhead: Letterhead {
+                        from: args.smtp.mail_from.clone(),
+                        unsubscribe: args.mail.mail_list_unsubscribe.clone(),
+                    },
+                    connections: usize::from(args.mail.mail_connections),
+                    rate: args.mail.mail_rate,
                     holder: holder.clone(),
-                    on_unknown: args.mail_on_unknown,
+                    on_unknown: args.mail.mail_on_unknown,
+                    keep_addresses: args.mail.keep_addresses(),
                     health: health.stage("mail"),
                     metrics: metrics.mail.clone(),
                     traces: traces.clone(),

@@ -2,13 +2,13 @@
 //! offered to everybody. An order event becomes a notification, in the transaction of its dedup
 //! key; sending it is the business of `mail`.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use events::OrderEvent;
-use events::inbox::{self, Handler, Inbox, InboxError};
+use events::inbox::{HandleError, Handler, Inbox, InboxError, Pass, Settings};
 use events::kafka::Event;
+use events::{OrderEvent, UnknownEvent};
+use rdkafka::error::KafkaError;
 use sqlx::{PgConnection, PgPool};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -22,10 +22,6 @@ use crate::traces::Traces;
 
 /// The name of this consumer's dedup keys.
 pub(crate) const CONSUMER: &str = "notify";
-/// A pass that waits longer than this has simply nothing to do.
-const QUIET: Duration = Duration::from_secs(1);
-/// Kafka is well when it has not failed for so long; while it is away it fails more often.
-const SETTLED: Duration = Duration::from_secs(10);
 
 /// The stage.
 #[derive(Debug)]
@@ -36,6 +32,8 @@ pub(crate) struct Notifier {
     pub kafka: kafka::Settings,
     /// Consumer group.
     pub group: String,
+    /// Gets what cannot be handled.
+    pub dead_topic: String,
     /// Right side of the `@` in every Message-ID.
     pub mail_domain: String,
     /// Where it says how it is.
@@ -46,33 +44,21 @@ pub(crate) struct Notifier {
     pub traces: Traces,
 }
 
-/// What has failed since the last success.
-struct Trouble {
-    backoff: Backoff,
-    kafka_failed: Option<Instant>,
-}
-
-impl Default for Trouble {
-    fn default() -> Self {
-        Self { backoff: Backoff::for_outage(), kafka_failed: None }
-    }
-}
-
 /// Turns an event into a notification.
 struct Notify {
+    pool: PgPool,
     mail_domain: String,
+    health: StageHealth,
     metrics: NotifyMetrics,
     traces: Traces,
 }
 
 impl Notify {
-    async fn notify(&self, event: &Event, connection: &mut PgConnection) -> Result<Notified, sqlx::Error> {
+    async fn notify(&self, event: &Event, connection: &mut PgConnection) -> Result<Notified, HandleError> {
         let order_event = match event.order_event() {
-            Ok(order_event) => order_event,
-            Err(error) => {
-                tracing::error!(event.id = %event.attributes.id, %error, "no notification for an event that cannot be read");
-                return Ok(Notified::Unreadable);
-            }
+            // Types may be added within v1; they have no mail.
+            Err(UnknownEvent::Type(_)) => return Ok(Notified::Foreign),
+            order_event => order_event?,
         };
         let kind = match order_event {
             OrderEvent::Created(_) => Kind::Confirmation,
@@ -90,7 +76,7 @@ impl Notify {
 }
 
 impl Handler for Notify {
-    async fn handle(&mut self, event: &Event, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn handle(&mut self, event: &Event, connection: &mut PgConnection) -> Result<(), HandleError> {
         let began = SystemTime::now();
         let outcome = self.notify(event, connection).await?;
         // Counted before the commit: a batch that fails counts again when it is tried again.
@@ -98,73 +84,53 @@ impl Handler for Notify {
         self.traces.notified(event, began);
         Ok(())
     }
+
+    async fn committed(&mut self, pass: &Pass) {
+        self.metrics.passed(pass.repeated, pass.dead);
+        // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
+        if pass.handled > 0
+            && let Err(error) = bell::ring(&self.pool, bell::MAIL).await
+        {
+            tracing::debug!(%error, "the bell was not rung; the mailer looks by itself");
+        }
+    }
+
+    fn condition(&mut self, condition: Result<(), &InboxError>) {
+        match condition {
+            Ok(()) => self.health.well("subscribed"),
+            Err(error) => self.health.trouble(error.to_string()),
+        }
+    }
 }
 
 impl Notifier {
     /// Subscribes and handles events until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut trouble = Trouble::default();
-        let mut inbox = loop {
-            match inbox::consumer(self.kafka.client(), &self.group, &self.kafka.topic) {
-                Ok(consumer) => {
-                    let handler = Notify {
-                        mail_domain: self.mail_domain.clone(),
-                        metrics: self.metrics.clone(),
-                        traces: self.traces.clone(),
-                    };
-                    break Inbox::new(consumer, self.pool.clone(), CONSUMER, handler);
-                }
+        let mut backoff = Backoff::for_outage();
+        let inbox = loop {
+            match self.inbox() {
+                Ok(inbox) => break inbox,
                 Err(error) => self.health.trouble(format!("Kafka: {error}")),
             }
             tokio::select! {
-                () = tokio::time::sleep(trouble.backoff.next_wait()) => {}
+                () = tokio::time::sleep(backoff.next_wait()) => {}
                 () = shutdown.cancelled() => return,
             }
         };
-        while !shutdown.is_cancelled() {
-            tokio::select! {
-                // A pass that is cut off by shutdown has not committed: its events come again.
-                () = self.pass(&mut inbox, &mut trouble) => {}
-                () = shutdown.cancelled() => {}
-            }
-        }
-        if tokio::task::spawn_blocking(move || inbox.close()).await.is_err() {
-            tracing::error!("leaving the consumer group failed");
-        }
+        inbox.run(shutdown).await;
     }
 
-    async fn pass(&self, inbox: &mut Inbox<Notify>, trouble: &mut Trouble) {
-        let passed = match tokio::time::timeout(QUIET, inbox.wait()).await {
-            // Nothing came. After a failure only time tells that Kafka is well again.
-            Err(_) if trouble.kafka_failed.is_some_and(|at| at.elapsed() < SETTLED) => return,
-            Err(_) => Ok(()),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(())) => self.run_once(inbox).await,
+    fn inbox(&self) -> Result<Inbox<Notify>, KafkaError> {
+        let mut settings = Settings::new(self.kafka.client(), &self.group, &self.kafka.topic);
+        settings.name = CONSUMER.to_owned();
+        settings.dead_letter_topic.clone_from(&self.dead_topic);
+        let handler = Notify {
+            pool: self.pool.clone(),
+            mail_domain: self.mail_domain.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            traces: self.traces.clone(),
         };
-        match passed {
-            Ok(()) => {
-                *trouble = Trouble::default();
-                self.health.well("subscribed");
-            }
-            // The client library connects again by itself and must be listened to meanwhile.
-            Err(error @ InboxError::Kafka(_)) => {
-                trouble.kafka_failed = Some(Instant::now());
-                self.health.trouble(error.to_string());
-            }
-            Err(error @ InboxError::Database(_)) => {
-                self.health.trouble(error.to_string());
-                tokio::time::sleep(trouble.backoff.next_wait()).await;
-            }
-        }
-    }
-
-    async fn run_once(&self, inbox: &mut Inbox<Notify>) -> Result<(), InboxError> {
-        let pass = inbox.run_once().await?;
-        self.metrics.repeated(pass.repeated);
-        if pass.handled > 0 {
-            // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
-            bell::ring(&self.pool, bell::MAIL).await?;
-        }
-        Ok(())
+        Inbox::start(settings, self.pool.clone(), handler)
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::db::retention;
 use crate::metrics::RetentionMetrics;
 use crate::notify;
+use crate::sink::SinkName;
 
 /// The mean time between two passes.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -32,6 +33,8 @@ pub(crate) struct Ages {
 pub(crate) struct Retention {
     /// Its connections.
     pub pool: PgPool,
+    /// The sink of the publisher beside it.
+    pub sink: SinkName,
     /// What is old.
     pub ages: Ages,
     /// What it counts.
@@ -77,7 +80,7 @@ impl Retention {
         let mut unvacuumed = 0;
         loop {
             let began = Instant::now();
-            let removed = retention::outbox(&self.pool, age).await?;
+            let removed = retention::outbox(&self.pool, self.sink.as_str(), age).await?;
             self.metrics.outbox.inc_by(removed.rows);
             unvacuumed += removed.rows;
             if unvacuumed >= VACUUM_ROWS {

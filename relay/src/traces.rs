@@ -19,7 +19,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::db::notifications::Leased;
-use crate::mail::Attempt;
+use crate::mail::Outcome;
 use crate::publish::row::{self, Row};
 
 /// How long one export may take.
@@ -98,15 +98,8 @@ impl Traces {
     }
 
     /// The mail server was offered an e-mail from `began` on.
-    pub(crate) fn mailed(&self, mail: &Leased, attempt: &Attempt, began: SystemTime) {
-        let Some(Exporting { tracer, .. }) = &self.0 else { return };
-        let outcome = match attempt {
-            Attempt::Sent => "sent",
-            Attempt::Deferred(_) => "deferred",
-            Attempt::Failed(_) => "failed",
-            Attempt::Away(_) => "away",
-            Attempt::NotTried => return,
-        };
+    pub(crate) fn mailed(&self, mail: &Leased, outcome: &Outcome, began: SystemTime) {
+        let (Some(Exporting { tracer, .. }), Some(outcome)) = (&self.0, outcome.word()) else { return };
         let builder = tracer
             .span_builder(format!("send {}", mail.kind))
             .with_kind(SpanKind::Client)

@@ -3,6 +3,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod create;
+pub(crate) mod erase;
 pub(crate) mod health;
 pub(crate) mod history;
 pub(crate) mod idempotency;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 /// What the proxy does next.
 #[derive(Clone, Debug)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Lets everything through.
     Pass,
     /// Forwards the first request that contains `marker`, waits for the server's answer, keeps it
@@ -21,7 +21,7 @@ pub enum Mode {
     Refuse,
 }
 
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     mode: Arc<Mutex<Mode>>,
     _tasks: JoinSet<()>,
@@ -29,7 +29,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub async fn before(database_url: &str) -> Self {
+    pub(crate) async fn before(database_url: &str) -> Self {
         let server: PgConnectOptions = database_url.parse().unwrap();
         let target = (server.get_host().to_owned(), server.get_port());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -55,11 +55,11 @@ impl Proxy {
     }
 
     /// The URL of the database by way of the proxy.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.server.clone().host("127.0.0.1").port(self.address.port()).to_url_lossy().to_string()
     }
 
-    pub fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
     }
 }

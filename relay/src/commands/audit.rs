@@ -84,7 +84,7 @@ pub(super) async fn run(args: AuditArgs) -> Result<Ended, CommandError> {
 /// not looked at: retention has removed it.
 async fn range(pool: &PgPool, from: Option<Bound>, to: Option<Bound>) -> Result<Range, CommandError> {
     let first = match from {
-        None => Some(0),
+        None => Some(audit::whole_from(pool).await?),
         Some(Bound::Seq(seq)) => Some(seq),
         Some(Bound::Time(time)) => audit::first_at(pool, time).await?,
     };
@@ -214,7 +214,8 @@ async fn find_extra(pool: &PgPool, comparison: &mut Comparison) -> Result<(), Co
     let unmatched = comparison.unmatched();
     for ids in unmatched.chunks(PAGE) {
         let known = audit::known(pool, ids).await?;
-        let oldest = audit::first_from(pool, 0).await?.map(|mark| mark.created_at);
+        let oldest =
+            audit::first_from(pool, audit::whole_from(pool).await?).await?.map(|mark| mark.created_at);
         for id in ids.iter().filter(|id| !known.contains(id)) {
             let removed = made_at(*id).zip(oldest).is_some_and(|(made, oldest)| made < oldest);
             if removed {

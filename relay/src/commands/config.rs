@@ -8,7 +8,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
     let run = &args.run;
     let database = run.database.options()?;
     let kafka = run.kafka.settings()?;
-    run.smtp.connections()?;
+    run.smtp.server()?;
     run.outbox()?;
     run.traces()?;
     let stages: Vec<String> = run.stages().iter().map(|stage| format!("{stage:?}").to_lowercase()).collect();
@@ -33,9 +33,16 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),
         ("EVENTS_SOURCE", kafka.source.clone()),
         ("NOTIFY_GROUP", run.notify_group.clone()),
+        ("NOTIFY_DEAD_TOPIC", run.dead_topic()),
         ("SMTP_URL", run.smtp.shown()),
+        ("SMTP_CA_FILE", optional(run.smtp.smtp_ca_file.as_ref().map(|path| path.display()))),
+        ("SMTP_TIMEOUT_SECONDS", run.smtp.smtp_timeout_seconds.to_string()),
         ("MAIL_FROM", run.smtp.mail_from.to_string()),
-        ("MAIL_ON_UNKNOWN", format!("{:?}", run.mail_on_unknown).to_lowercase()),
+        ("MAIL_CONNECTIONS", run.mail.mail_connections.to_string()),
+        ("MAIL_RATE", optional(run.mail.mail_rate)),
+        ("MAIL_ON_UNKNOWN", format!("{:?}", run.mail.mail_on_unknown).to_lowercase()),
+        ("MAIL_LIST_UNSUBSCRIBE", optional(run.mail.mail_list_unsubscribe.as_ref())),
+        ("MAIL_ERASE_DAYS", run.mail.mail_erase_days.to_string()),
         ("RELAY_LISTEN", run.relay_listen.to_string()),
         ("RELAY_LEASE_SECONDS", run.relay_lease_seconds.to_string()),
         ("RELAY_RETENTION_DAYS", run.relay_retention_days.to_string()),
@@ -54,4 +61,9 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
         print(&lines.concat())?;
     }
     Ok(Ended::Done)
+}
+
+/// Nothing for a setting that is left out.
+fn optional(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }

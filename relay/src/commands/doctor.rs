@@ -22,7 +22,7 @@ struct Report<'a> {
 
 pub(super) async fn run(args: DoctorArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(args.database.options()?, 1);
-    let (kafka, smtp) = (args.kafka.settings()?, args.smtp.connections()?);
+    let (kafka, smtp) = (args.kafka.settings()?, args.smtp.server()?);
     let (database, kafka, mail) = tokio::join!(
         database::check(&pool),
         servers::check_kafka(&kafka),

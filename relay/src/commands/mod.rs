@@ -9,6 +9,7 @@ mod dead;
 mod doctor;
 mod explain;
 mod finding;
+mod mail;
 mod manual;
 mod once;
 mod pause;
@@ -137,6 +138,7 @@ pub async fn run(command: Command) -> Result<Ended, CommandError> {
         Command::Dead(command) => dead::run(&command).await,
         Command::Replay(args) => replay::run(&args).await,
         Command::Changes(args) => changes::list(&args).await,
+        Command::Mail(command) => mail::run(command).await,
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
         Command::Adopt(args) => adopt::run(&args).await,
         Command::Completions { shell } => manual::completions(shell),

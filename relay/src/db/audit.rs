@@ -49,6 +49,17 @@ pub(crate) struct Mark {
     pub created_at: DateTime<Utc>,
 }
 
+/// The number from which on retention has removed nothing. Below it single rows are left: dead letters,
+/// and events that were committed late.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn whole_from(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    let removed =
+        sqlx::query_scalar!("select upper(outbox_removed) from relay_retention").fetch_optional(pool).await?;
+    Ok(removed.flatten().unwrap_or(0))
+}
+
 /// The first row whose number is at least `seq`.
 ///
 /// # Errors

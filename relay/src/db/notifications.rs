@@ -4,10 +4,16 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use events::OrderId;
+use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::mail::{Attempt, Kind};
+use crate::mail::{Attempt, Kind, OnUnknown, Outcome, State};
+
+/// For so long after its first refusal a mail is tried again.
+const GIVE_UP: Duration = Duration::from_secs(24 * 3600);
+/// At most so many addresses are erased by one statement.
+const ERASE: i64 = 1_000;
 
 /// A notification that is being sent.
 #[derive(Clone, Debug)]
@@ -89,7 +95,7 @@ pub(crate) async fn lease(
     holder: &str,
     time: Duration,
     limit: i64,
-    resend_unknown: bool,
+    on_unknown: OnUnknown,
 ) -> Result<Vec<Leased>, sqlx::Error> {
     sqlx::query_as!(
         Leased,
@@ -104,13 +110,13 @@ pub(crate) async fn lease(
             limit $3
             for update skip locked
         )
-        returning notification_id, kind, recipient, message_id, data::text as "data!", attempts, created_at,
-                  traceparent
+        returning notification_id, kind, recipient as "recipient!", message_id, data::text as "data!", attempts,
+                  created_at, traceparent
         "#,
         holder,
         time.as_secs_f64(),
         limit,
-        resend_unknown,
+        on_unknown == OnUnknown::Resend,
     )
     .fetch_all(pool)
     .await
@@ -132,44 +138,80 @@ pub(crate) async fn renew(pool: &PgPool, holder: &str, time: Duration) -> Result
     .map(drop)
 }
 
-/// Records what became of an attempt; only for as long as the lease is ours.
+/// What became of a mail, as it is recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// Primary key.
+    pub notification_id: Uuid,
+    /// What it is now.
+    pub state: State,
+    /// The last words of the server, if it had any.
+    pub last_error: Option<String>,
+}
+
+/// Records what became of attempts, each only for as long as its lease is ours: one statement and one
+/// round trip for all of them. What has been refused for [`GIVE_UP`] is `failed`, with the server's words.
 ///
 /// # Errors
-/// Whatever the database says.
+/// Whatever the database says; nothing is recorded then.
 pub(crate) async fn record(
     pool: &PgPool,
     holder: &str,
-    mail: &Leased,
-    attempt: &Attempt,
-) -> Result<(), sqlx::Error> {
-    let (state, refused, error) = match attempt {
-        Attempt::Sent => ("sent", false, None),
-        Attempt::Failed(words) => ("failed", true, Some(words)),
-        Attempt::Deferred(words) => ("pending", true, Some(words)),
-        Attempt::Away(_) | Attempt::NotTried => ("pending", false, None),
-    };
-    let wait = if refused { retry_after(mail.attempts) } else { Duration::ZERO };
-    sqlx::query!(
+    outcomes: &[Outcome],
+    on_unknown: OnUnknown,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    let ids: Vec<Uuid> = outcomes.iter().map(|outcome| outcome.notification_id).collect();
+    let states: Vec<String> =
+        outcomes.iter().map(|outcome| outcome.attempt.state().as_str().to_owned()).collect();
+    let words: Vec<Option<String>> =
+        outcomes.iter().map(|outcome| outcome.attempt.words().map(str::to_owned)).collect();
+    let spends: Vec<bool> = outcomes.iter().map(Outcome::spends_an_attempt).collect();
+    let waits: Vec<f64> =
+        outcomes.iter().map(|outcome| retry_after(outcome.attempts).as_secs_f64()).collect();
+    let bounded: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| match outcome.attempt {
+            Attempt::Deferred(_) => true,
+            Attempt::Unknown(_) => on_unknown == OnUnknown::Resend,
+            Attempt::Sent | Attempt::Failed(_) | Attempt::NotTried => false,
+        })
+        .collect();
+    sqlx::query_as!(
+        Recorded,
         r#"
-        update notifications
-        set state = $3, holder = null, lease_until = null,
-            sent_at = case when $3 = 'sent' then clock_timestamp() end,
-            failed_at = case when $3 = 'failed' then clock_timestamp() end,
-            attempts = attempts + case when $4 then 1 else 0 end,
-            next_attempt_at = case when $4 then clock_timestamp() + make_interval(secs => $5) else next_attempt_at end,
-            last_error = coalesce($6, last_error)
-        where notification_id = $1 and state = 'sending' and holder = $2
+        with outcomes as (
+            select notification_id, spends, wait, words,
+                   case when spends and bounded and n.refused_since < clock_timestamp() - make_interval(secs => $8)
+                        then 'failed' else o.state end as state
+            from unnest($2::uuid[], $3::text[], $4::text[], $5::bool[], $6::float8[], $7::bool[])
+                 as o (notification_id, state, words, spends, wait, bounded)
+            join notifications n using (notification_id)
+            where n.state = 'sending' and n.holder = $1
+        )
+        update notifications n
+        set state = o.state, holder = null, lease_until = null,
+            sent_at = case when o.state = 'sent' then clock_timestamp() end,
+            failed_at = case when o.state = 'failed' then clock_timestamp() end,
+            attempts = attempts + case when o.spends then 1 else 0 end,
+            refused_since = case when o.spends then coalesce(refused_since, clock_timestamp()) else refused_since end,
+            next_attempt_at = case when o.spends then clock_timestamp() + make_interval(secs => o.wait)
+                                   else next_attempt_at end,
+            last_error = coalesce(o.words, last_error)
+        from outcomes o
+        where n.notification_id = o.notification_id and n.state = 'sending' and n.holder = $1
+        returning n.notification_id, n.state as "state: State", n.last_error
         "#,
-        mail.notification_id,
         holder,
-        state,
-        refused,
-        wait.as_secs_f64(),
-        error,
+        &ids,
+        &states,
+        &words as &[Option<String>],
+        &spends,
+        &waits,
+        &bounded,
+        GIVE_UP.as_secs_f64(),
     )
-    .execute(pool)
+    .fetch_all(pool)
     .await
-    .map(drop)
 }
 
 /// 30 s, doubling up to an hour, jittered so that a crowd does not come back as one.
@@ -177,4 +219,145 @@ fn retry_after(attempts: i32) -> Duration {
     let doublings = u32::try_from(attempts.clamp(0, 7)).unwrap_or(0);
     let whole = Duration::from_secs(30 * 2_u64.pow(doublings)).min(Duration::from_secs(3600));
     whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// Erases the addresses of mails that were done with `age` ago, at most [`ERASE`] of them, and the
+/// server's words with them, which may repeat the address. Gives how many.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn erase(pool: &PgPool, age: Duration) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        r#"
+        update notifications
+        set recipient = null, erased_at = clock_timestamp(),
+            last_error = case when state = 'failed' then 'erased' end
+        where notification_id in (
+            select notification_id from notifications
+            where recipient is not null and state in ('sent', 'failed')
+              and coalesce(sent_at, failed_at) < now() - make_interval(secs => $1)
+            order by coalesce(sent_at, failed_at)
+            limit $2
+            for update skip locked
+        )
+        "#,
+        age.as_secs_f64(),
+        ERASE,
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// An e-mail as an operator sees it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MailView {
+    pub notification_id: Uuid,
+    pub state: State,
+    pub kind: String,
+    pub order_id: Uuid,
+    pub order_version: i32,
+    /// `None` when it was erased.
+    pub recipient: Option<String>,
+    pub message_id: String,
+    pub attempts: i32,
+    pub created_at: DateTime<Utc>,
+    pub next_attempt_at: DateTime<Utc>,
+    pub refused_since: Option<DateTime<Utc>>,
+    pub sent_at: Option<DateTime<Utc>>,
+    pub failed_at: Option<DateTime<Utc>>,
+    pub erased_at: Option<DateTime<Utc>>,
+    pub last_error: Option<String>,
+}
+
+/// The youngest e-mails, at most `limit`, in these states (all when none is named) and of this order.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn list(
+    pool: &PgPool,
+    states: &[State],
+    order: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<MailView>, sqlx::Error> {
+    let states: Vec<String> = states.iter().map(|state| state.as_str().to_owned()).collect();
+    sqlx::query_as!(
+        MailView,
+        r#"select notification_id, state as "state: State", kind, order_id, order_version, recipient, message_id,
+                  attempts, created_at, next_attempt_at, refused_since, sent_at, failed_at, erased_at, last_error
+             from notifications
+            where (state = any($1) or cardinality($1::text[]) = 0) and (order_id = $2 or $2::uuid is null)
+            order by notification_id desc limit $3"#,
+        &states,
+        order,
+        limit,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// One e-mail.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn find(pool: &PgPool, id: Uuid) -> Result<Option<MailView>, sqlx::Error> {
+    sqlx::query_as!(
+        MailView,
+        r#"select notification_id, state as "state: State", kind, order_id, order_version, recipient, message_id,
+                  attempts, created_at, next_attempt_at, refused_since, sent_at, failed_at, erased_at, last_error
+             from notifications where notification_id = $1"#,
+        id,
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Makes failed and waiting e-mails due now, as if they had never been refused: those with an id of `ids`,
+/// those of `order`, or all failed ones when neither is given. Erased ones stay. Gives the ids.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn retry(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    order: Option<Uuid>,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"update notifications
+              set state = 'pending', failed_at = null, attempts = 0, refused_since = null,
+                  next_attempt_at = clock_timestamp()
+            where recipient is not null
+              and (notification_id = any($1) and state in ('failed', 'pending')
+                   or order_id = $2 and state in ('failed', 'pending')
+                   or cardinality($1::uuid[]) = 0 and $2::uuid is null and state = 'failed')
+        returning notification_id"#,
+        ids,
+        order,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Settles an unknown outcome: it was sent, or is sent again. `false` when it is not `unknown`.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn resolve(
+    connection: &mut PgConnection,
+    id: Uuid,
+    sent: bool,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
+        "update notifications
+            set state = case when $2 then 'sent' else 'pending' end,
+                sent_at = case when $2 then clock_timestamp() end,
+                next_attempt_at = clock_timestamp()
+          where notification_id = $1 and state = 'unknown'",
+        id,
+        sent,
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }

@@ -22,12 +22,13 @@ pub(crate) struct Removed {
 ///
 /// That no event is lost (invariant 3) rests on `published`, which only ever grows: whoever runs this,
 /// in whatever number and from however old a snapshot, removes only what is on Kafka or a dead letter.
-/// A row with a dead letter stays until the operator has retried or discarded it. `skip locked` only
-/// saves the work of doing it twice.
+/// `sink` is the caller's own: before its first term it is not among the sinks, and what it has still
+/// to publish would be taken for settled. A row with a dead letter stays until the operator has retried
+/// or discarded it. `skip locked` only saves the work of doing it twice.
 ///
 /// # Errors
 /// Whatever the database says; it can be repeated.
-pub(crate) async fn outbox(pool: &PgPool, age: Duration) -> Result<Removed, sqlx::Error> {
+pub(crate) async fn outbox(pool: &PgPool, sink: &str, age: Duration) -> Result<Removed, sqlx::Error> {
     let done = sqlx::query!(
         r#"
         with come as (
@@ -38,6 +39,7 @@ pub(crate) async fn outbox(pool: &PgPool, age: Duration) -> Result<Removed, sqlx
                 coalesce((select range_intersect_agg(published) from relay_sinks where source = 'outbox'), '{}') - outbox_removed
                 - coalesce((select range_agg(int8range(seq, seq, '[]')) from relay_dead where source_id is null), '{}')
             ) as range
+            where exists (select from relay_sinks where sink = $3)
             order by lower(range) limit 1
         ), young as (
             select min(seq) as seq from next join outbox on seq >= from_seq and seq < to_seq
@@ -55,6 +57,7 @@ pub(crate) async fn outbox(pool: &PgPool, age: Duration) -> Result<Removed, sqlx
         "#,
         ROWS,
         age.as_secs_f64(),
+        sink,
     )
     .fetch_one(pool)
     .await?;

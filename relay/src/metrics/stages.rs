@@ -6,7 +6,7 @@ use prometheus::{
 };
 
 use super::{ClientMetrics, registered};
-use crate::mail::Attempt;
+use crate::mail::Outcome;
 use crate::publish::core::Verdict;
 
 /// Seconds: from an idle pipeline to an outage of an hour.
@@ -123,8 +123,8 @@ pub(crate) enum Notified {
     Made,
     /// The order has no address.
     NoAddress,
-    /// The event cannot be read.
-    Unreadable,
+    /// The event is of a type that has no e-mail.
+    Foreign,
 }
 
 /// Of the `notify` stage.
@@ -143,7 +143,7 @@ impl NotifyMetrics {
                 &["outcome"],
             )?,
         )?;
-        for outcome in ["made", "no_address", "unreadable", "repeated"] {
+        for outcome in ["made", "no_address", "foreign", "unreadable", "repeated"] {
             outcomes.with_label_values(&[outcome]);
         }
         let delay = HistogramOpts::new(
@@ -161,7 +161,7 @@ impl NotifyMetrics {
         let outcome = match outcome {
             Notified::Made => "made",
             Notified::NoAddress => "no_address",
-            Notified::Unreadable => "unreadable",
+            Notified::Foreign => "foreign",
         };
         self.outcomes.with_label_values(&[outcome]).inc();
         if let Some(published) = DateTime::from_timestamp_millis(published_millis) {
@@ -169,9 +169,11 @@ impl NotifyMetrics {
         }
     }
 
-    /// Events came that had been handled before.
-    pub(crate) fn repeated(&self, events: usize) {
-        self.outcomes.with_label_values(&["repeated"]).inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+    /// Events came that had been handled before, and events that cannot be handled.
+    pub(crate) fn passed(&self, repeated: usize, unreadable: usize) {
+        for (outcome, events) in [("repeated", repeated), ("unreadable", unreadable)] {
+            self.outcomes.with_label_values(&[outcome]).inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+        }
     }
 }
 
@@ -191,7 +193,7 @@ impl MailMetrics {
                 &["outcome"],
             )?,
         )?;
-        for outcome in ["sent", "deferred", "failed", "away"] {
+        for outcome in ["sent", "deferred", "failed", "unknown", "away"] {
             attempts.with_label_values(&[outcome]);
         }
         let unknown = IntCounter::new(
@@ -202,15 +204,10 @@ impl MailMetrics {
     }
 
     /// An attempt has ended.
-    pub(crate) fn attempted(&self, attempt: &Attempt) {
-        let outcome = match attempt {
-            Attempt::Sent => "sent",
-            Attempt::Deferred(_) => "deferred",
-            Attempt::Failed(_) => "failed",
-            Attempt::Away(_) => "away",
-            Attempt::NotTried => return,
-        };
-        self.attempts.with_label_values(&[outcome]).inc();
+    pub(crate) fn attempted(&self, outcome: &Outcome) {
+        if let Some(outcome) = outcome.word() {
+            self.attempts.with_label_values(&[outcome]).inc();
+        }
     }
 
     /// The leases of so many e-mails ended while they were being sent.

@@ -255,7 +255,12 @@ impl World {
         let letters: Vec<i64> = self.dead.keys().copied().collect();
         match self.rng.u8(..8) {
             0 => self.paused = true,
-            1..=3 => self.paused = false,
+            1 | 2 => self.paused = false,
+            // A request that comes when the order's dead letters have just gone.
+            3 => {
+                let order = Uuid::from_u128(self.rng.u128(1..=ORDERS));
+                self.ask(order, i64::MAX);
+            }
             _ if letters.is_empty() => {}
             choice => {
                 let seq = letters[self.rng.usize(..letters.len())];

@@ -18,10 +18,13 @@ const CONNECTIONS: i64 = 20;
 const CLOCKS: f64 = 1.0;
 
 /// What the relay does with each table.
-const RIGHTS: [(&str, &[&str]); 8] = [
+const RIGHTS: [(&str, &[&str]); 11] = [
     ("outbox", &["SELECT", "DELETE"]),
     ("relay_sinks", &["SELECT", "INSERT", "UPDATE"]),
-    ("relay_dead", &["SELECT", "INSERT", "DELETE"]),
+    ("relay_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("relay_retries", &["SELECT", "INSERT", "DELETE"]),
+    ("relay_discarded", &["SELECT", "INSERT"]),
+    ("relay_replays", &["SELECT", "INSERT", "UPDATE"]),
     ("relay_changes", &["SELECT", "INSERT"]),
     ("inbox", &["SELECT", "INSERT", "DELETE"]),
     ("notifications", &["SELECT", "INSERT", "UPDATE"]),

@@ -4,7 +4,7 @@ use crate::commands::finding::Finding;
 use crate::commands::topic;
 use crate::config::SmtpArgs;
 use crate::kafka::Settings;
-use crate::mail::{Reachable, Smtp};
+use crate::mail::{Reachable, SmtpServer};
 use crate::topic::admin;
 
 pub(super) async fn check_kafka(settings: &Settings) -> Vec<Finding> {
@@ -25,7 +25,7 @@ pub(super) async fn check_kafka(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-pub(super) async fn check_mail(smtp: &Smtp, args: &SmtpArgs) -> Vec<Finding> {
+pub(super) async fn check_mail(smtp: &SmtpServer, args: &SmtpArgs) -> Vec<Finding> {
     const CHECK: &str = "mail server";
     let server = args.shown();
     let mut findings = vec![match smtp.reach().await {

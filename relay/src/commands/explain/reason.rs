@@ -15,7 +15,7 @@ pub(super) fn of(
     around: &Surroundings,
 ) -> (bool, String) {
     if let Some(cause) = &event.cause {
-        (false, parked(event, cause, all))
+        (cause == "discarded", parked(event, cause, all))
     } else if event.published_at.is_none() && event.settled != Some(true) {
         (false, unpublished(event, all, around))
     } else if event.notified_at.is_none() {

@@ -1,0 +1,230 @@
+//! Dead events: forwarding them to the dead-letter topic, and bringing them back.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rdkafka::ClientConfig;
+use rdkafka::Message;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::util::Timeout;
+use sqlx::PgPool;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::db::{self, Dead};
+use super::delivery::Delivery;
+use super::judge::Cause;
+use super::{Fault, Handler, Inbox, InboxError, Settings};
+use crate::OrderId;
+use crate::kafka::Event;
+
+/// At most so many dead events are forwarded at once.
+const FORWARDED_AT_ONCE: i64 = 100;
+/// Between two looks for something to forward.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// How long the dead-letter topic may take.
+const ACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// How a blocked order goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// All its dead events are handled again, in order.
+    Retry,
+    /// The first one is given up and counts as handled; the others are handled again.
+    Skip,
+}
+
+/// Asks for the release of a blocked order. A running inbox of that name does it within a second,
+/// in one transaction: if an event is refused again, those before it are handled, and the order stays
+/// blocked from there on, with the new reason. False when the order is not blocked.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn release(pool: &PgPool, name: &str, order: OrderId, how: Release) -> Result<bool, sqlx::Error> {
+    let how = match how {
+        Release::Retry => "retry",
+        Release::Skip => "skip",
+    };
+    db::ask_release(&mut *pool.acquire().await?, name, order.as_uuid(), how).await
+}
+
+/// Forwards dead events to the dead-letter topic. Nothing waits for it.
+pub(super) struct Letters {
+    pool: PgPool,
+    consumer: String,
+    config: ClientConfig,
+    topic: String,
+    /// Made when there is something to forward.
+    producer: Option<FutureProducer>,
+    /// Why nothing gets through at present.
+    trouble: Arc<Mutex<Option<InboxError>>>,
+}
+
+impl Letters {
+    pub(super) fn new(settings: &Settings, pool: PgPool, trouble: Arc<Mutex<Option<InboxError>>>) -> Self {
+        let mut config = settings.kafka.clone();
+        config
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("partitioner", "murmur2_random")
+            .set("message.timeout.ms", ACKNOWLEDGED.as_millis().to_string());
+        let (consumer, topic) = (settings.name.clone(), settings.dead_letter_topic.clone());
+        Self { pool, consumer, config, topic, producer: None, trouble }
+    }
+
+    /// Forwards what comes, for ever.
+    pub(super) async fn run(mut self) {
+        loop {
+            let trouble = self.forward().await.err();
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    }
+
+    /// Forwards what lies aside and was not acknowledged yet. A crash in between forwards it again,
+    /// with the same event id.
+    async fn forward(&mut self) -> Result<(), InboxError> {
+        loop {
+            let dead =
+                db::unforwarded(&mut *self.pool.acquire().await?, &self.consumer, FORWARDED_AT_ONCE).await?;
+            if dead.is_empty() {
+                return Ok(());
+            }
+            let refused = |source| InboxError::DeadLetters { topic: self.topic.clone(), source };
+            let producer = match &mut self.producer {
+                Some(producer) => producer,
+                none => none.insert(self.config.create().map_err(refused)?),
+            };
+            let sent =
+                join_all(dead.iter().map(|dead| send(producer, &self.topic, &self.consumer, dead))).await;
+            let (mut acknowledged, mut failed) = (Vec::new(), None);
+            for (dead, sent) in dead.iter().zip(sent) {
+                match sent {
+                    Ok(()) => acknowledged.push(dead.dead_id),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            db::forwarded(&mut *self.pool.acquire().await?, &acknowledged).await?;
+            if let Some(error) = failed {
+                return Err(refused(error));
+            }
+        }
+    }
+}
+
+/// Sends one dead event with its original headers and why it is dead.
+async fn send(producer: &FutureProducer, topic: &str, consumer: &str, dead: &Dead) -> Result<(), KafkaError> {
+    let message = &dead.message;
+    let (partition, offset) = (message.partition().to_string(), message.offset().to_string());
+    let why = [
+        ("dead_consumer", consumer),
+        ("dead_cause", &dead.cause),
+        ("dead_reason", &dead.reason),
+        ("dead_topic", message.topic()),
+        ("dead_partition", &partition),
+        ("dead_offset", &offset),
+    ];
+    let original = message.headers().cloned().unwrap_or_else(OwnedHeaders::new);
+    let headers = why
+        .into_iter()
+        .fold(original, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
+    record.key = message.key();
+    record.payload = message.payload();
+    producer.send(record, Timeout::After(ACKNOWLEDGED)).await.map(drop).map_err(|(error, _)| error)
+}
+
+impl<H: Handler> Inbox<H> {
+    /// Releases the orders for which somebody has asked.
+    pub(super) async fn release_asked(&mut self) -> Result<(), InboxError> {
+        let asked = db::to_release(&mut *self.pool.acquire().await?, &self.settings.name).await?;
+        for (order, skip) in asked {
+            self.release_order(order, skip).await?;
+        }
+        Ok(())
+    }
+
+    async fn release_order(&mut self, order: Uuid, skip: bool) -> Result<(), InboxError> {
+        let outside = if H::OUTSIDE { self.release_outside(order, skip).await? } else { HashSet::new() };
+        let name = self.settings.name.clone();
+        let mut handled = 0;
+        let mut transaction = self.pool.begin().await?;
+        if !db::lock_blocked(&mut transaction, &name, order).await? {
+            return Ok(());
+        }
+        let mut refused = false;
+        for (position, dead) in db::dead_of(&mut transaction, &name, order).await?.into_iter().enumerate() {
+            let (dead_id, reason) = (dead.dead_id, dead.reason);
+            let delivery = Delivery::new(dead.message);
+            let given_up = skip && position == 0;
+            let result = match &delivery.event {
+                Err(_) if given_up => Ok(()),
+                Err(error) => Err(Fault::Event(error.to_string())),
+                Ok(event) => {
+                    let new = !db::claim(&mut transaction, &name, &[event]).await?.new.is_empty();
+                    if !new || given_up {
+                        Ok(())
+                    } else if H::OUTSIDE && !outside.contains(&dead_id) {
+                        // Refused by `outside`, or come aside after it.
+                        Err(Fault::Event(reason))
+                    } else {
+                        self.handle_alone(event, &mut transaction).await.map(|()| handled += 1)
+                    }
+                }
+            };
+            match result {
+                Ok(()) => db::unbury(&mut transaction, dead_id).await?,
+                Err(Fault::Away(error)) => return Err(error),
+                Err(Fault::Event(reason)) => {
+                    if let Ok(event) = &delivery.event {
+                        db::unclaim(&mut transaction, &name, &[event.attributes.id]).await?;
+                    }
+                    delivery.tell_dead(Cause::Refused, &reason);
+                    db::refused_again(&mut transaction, &name, order, dead_id, &reason).await?;
+                    refused = true;
+                    break;
+                }
+            }
+        }
+        if !refused {
+            db::unblock(&mut transaction, &name, order).await?;
+        }
+        transaction.commit().await?;
+        self.pass.handled += handled;
+        Ok(())
+    }
+
+    /// In a savepoint: what a refusing handler has written is undone.
+    async fn handle_alone(
+        &mut self,
+        event: &Event,
+        connection: &mut sqlx::PgConnection,
+    ) -> Result<(), Fault> {
+        let mut savepoint = sqlx::Connection::begin(connection).await?;
+        let span = (self.settings.span)(event);
+        self.handler.handle(event, &mut savepoint).instrument(span).await?;
+        // What is checked at commit would fail the whole release.
+        db::check_constraints(&mut savepoint).await?;
+        savepoint.commit().await.map_err(Fault::from)
+    }
+
+    /// The outside effects of an order's dead events, up to the first refusal. Gives the dead events
+    /// whose effects are done.
+    async fn release_outside(&mut self, order: Uuid, skip: bool) -> Result<HashSet<i64>, InboxError> {
+        let dead = db::dead_of(&mut *self.pool.acquire().await?, &self.settings.name, order).await?;
+        let mut done = HashSet::new();
+        for dead in dead.into_iter().skip(usize::from(skip)) {
+            let Ok(event) = Event::from_message(&dead.message) else { break };
+            match self.handler.outside(&event).await.map_err(Fault::from) {
+                Ok(()) => done.insert(dead.dead_id),
+                Err(Fault::Event(_)) => break,
+                Err(Fault::Away(error)) => return Err(error),
+            };
+        }
+        Ok(done)
+    }
+}
