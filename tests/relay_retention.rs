@@ -68,6 +68,16 @@ async fn retention_removes_only_what_is_old_and_settled_by_every_sink() {
     pool.execute("insert into relay_sinks (sink, published) values ('another', '{[1,11)}')")
         .await
         .expect("a sink");
+    // The numbers of another table, and of its dead letters, say nothing of this one.
+    pool.execute(
+        "insert into relay_sinks (sink, source) values ('adopted', 'public.outboxevent');
+         insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
+                                 created_at, cause, detail, source_id, source_key)
+         values ('adopted', 3, gen_random_uuid(), 'purchase', gen_random_uuid(), 0, '', 'null', '{}', now(), 'refused',
+                 'by the test', '3', 'p-3')",
+    )
+    .await
+    .expect("a sink of another table");
     let mut relay = publisher(&database, &topic, &[]);
     settled(&pool, SOON).await;
     look_again(&mut relay).await;

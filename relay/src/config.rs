@@ -18,10 +18,12 @@ pub use self::mending::{
     ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
     OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
 };
+use crate::foreign::{ForeignOutbox, HeaderColumns, TopicTemplate};
 use crate::kafka;
 use crate::mail::{InvalidServer, SmtpServer, State, Unsubscribe};
+use crate::publish::source::{OUTBOX, Outbox};
 use crate::retention::Ages;
-use crate::sink::SinkName;
+use crate::sink::{KAFKA, SinkName};
 use crate::traces::Traces;
 
 /// Publishes the outbox to Kafka and sends the notifications.
@@ -95,6 +97,12 @@ pub enum Command {
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at an outbox table of another program and print the migration and the settings that make it
+    /// this relay's. Changes nothing.
+    #[command(
+        after_help = "Example:\n  relay adopt --table public.outboxevent --outbox-headers type:eventType > adopt.sql\n  psql -f adopt.sql\n  relay adopt --table public.outboxevent --start-now | psql"
+    )]
+    Adopt(Box<AdoptArgs>),
     /// Print a script that completes commands in a shell.
     #[command(after_help = "Example:\n  relay completions bash > /etc/bash_completion.d/relay")]
     Completions {
@@ -439,6 +447,32 @@ pub struct ConfigCheckArgs {
     pub output: OutputArgs,
 }
 
+/// Settings of `relay adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The table, as SQL writes it.
+    #[arg(long, env = "OUTBOX_TABLE", value_name = "TABLE")]
+    pub table: String,
+    /// The sink that will publish it; the table's name when left out.
+    #[arg(long, env = "RELAY_SINK", value_name = "NAME")]
+    pub sink: Option<SinkName>,
+    /// PostgreSQL, as the role that the relay will have.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// How its rows will become messages.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
+    /// Print the migration for a big table: it rewrites nothing and locks for moments only.
+    #[arg(long, conflicts_with = "start_now")]
+    pub online: bool,
+    /// Print, instead of the migration, the statement that counts what is in the table now as published.
+    #[arg(long)]
+    pub start_now: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// A stage of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
@@ -461,6 +495,9 @@ pub struct RunArgs {
     /// The sink.
     #[command(flatten)]
     pub sink: SinkArgs,
+    /// The outbox table.
+    #[command(flatten)]
+    pub outbox: OutboxArgs,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
@@ -510,8 +547,42 @@ pub struct DatabaseArgs {
 pub struct SinkArgs {
     /// The sink: the name under which lease, progress and dead letters are kept. Each outbox table
     /// has its own.
-    #[arg(long = "sink", env = "RELAY_SINK", default_value = "kafka", value_name = "NAME")]
+    #[arg(long = "sink", env = "RELAY_SINK", default_value = KAFKA, value_name = "NAME")]
     pub relay_sink: SinkName,
+}
+
+/// Which table the publisher reads, and how its rows become messages.
+#[derive(Clone, Debug, Args)]
+pub struct OutboxArgs {
+    /// Shape of the outbox table.
+    #[arg(long, env, value_enum, default_value = "orders")]
+    pub outbox_shape: OutboxShape,
+    /// The outbox table, for example public.outboxevent; the orders' is always `outbox`.
+    #[arg(long, env, default_value = OUTBOX)]
+    pub outbox_table: String,
+    /// Columns and headers of the foreign shape.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
+}
+
+/// How the rows of a foreign outbox table become messages.
+#[derive(Clone, Debug, Args)]
+pub struct RoutingArgs {
+    /// Topic of a foreign table's events; {aggregatetype} stands for the aggregate type.
+    #[arg(long, env, default_value = "outbox.event.{aggregatetype}")]
+    pub outbox_topic: TopicTemplate,
+    /// Columns of a foreign table that become headers beside `id`: column:header,column:header.
+    #[arg(long, env, default_value = "")]
+    pub outbox_headers: HeaderColumns,
+}
+
+/// The shape of an outbox table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutboxShape {
+    /// The table of this pipeline; its events are those of the contract.
+    Orders,
+    /// What Debezium's outbox event router reads, with a column `seq`; see `relay adopt`.
+    Debezium,
 }
 
 /// Where Kafka is, and what goes there.
@@ -665,6 +736,12 @@ pub enum InvalidSetting {
         "SMTP_URL must look like smtp://host:port, smtps://user:password@host:465 or smtp://host?tls=required"
     )]
     SmtpUrl,
+    /// The orders' table has one name.
+    #[error("OUTBOX_TABLE must be `outbox` unless OUTBOX_SHAPE says `debezium`")]
+    OutboxTable,
+    /// The orders' sink is for the orders' table.
+    #[error("RELAY_SINK must name a sink of the foreign table's own: `{KAFKA}` is that of the orders")]
+    ForeignSink,
     /// A password that anybody on the way could read.
     #[error("SMTP_URL has a password and no encryption: use smtps:// or ?tls=required")]
     SmtpPassword,
@@ -743,12 +820,46 @@ impl KafkaArgs {
     }
 }
 
+impl OutboxArgs {
+    /// The table that the publisher of `sink` reads.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::OutboxTable`], [`InvalidSetting::ForeignSink`]
+    pub(crate) fn outbox(&self, sink: &SinkName) -> Result<Outbox, InvalidSetting> {
+        match self.outbox_shape {
+            OutboxShape::Orders if self.outbox_table == OUTBOX => Ok(Outbox::Orders),
+            OutboxShape::Orders => Err(InvalidSetting::OutboxTable),
+            OutboxShape::Debezium if sink.as_str() == KAFKA => Err(InvalidSetting::ForeignSink),
+            OutboxShape::Debezium => Ok(Outbox::Foreign(self.routing.outbox(&self.outbox_table))),
+        }
+    }
+}
+
+impl RoutingArgs {
+    /// How a table's rows become messages.
+    pub(crate) fn outbox(&self, table: &str) -> ForeignOutbox {
+        ForeignOutbox {
+            table: table.to_owned(),
+            topic: self.outbox_topic.clone(),
+            headers: self.outbox_headers.clone(),
+        }
+    }
+}
+
 impl RunArgs {
     /// The stages to run.
     #[must_use]
     pub fn stages(&self) -> Vec<Stage> {
         let all = Stage::value_variants().iter().copied();
         all.filter(|stage| self.stages.is_empty() || self.stages.contains(stage)).collect()
+    }
+
+    /// The table that the publisher reads.
+    ///
+    /// # Errors
+    /// As [`OutboxArgs::outbox`].
+    pub(crate) fn outbox(&self) -> Result<Outbox, InvalidSetting> {
+        self.outbox.outbox(&self.sink.relay_sink)
     }
 
     /// What is old.

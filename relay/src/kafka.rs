@@ -7,16 +7,17 @@ use std::sync::{Mutex, PoisonError};
 use events::{Attributes, EventId};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
+use crate::foreign::is_topic;
 use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
-use crate::publish::row::Row;
+use crate::publish::row::{Event, ForeignEvent, OrderEvent};
 
 /// Where Kafka is and how to talk to it.
 #[derive(Clone, Debug)]
@@ -309,36 +310,49 @@ impl Producer {
 
     /// Hands an event over; its answer comes through the channel.
     pub(crate) fn send(&mut self, due: &Due) {
-        if let Err(error) = self.try_send(due) {
-            let _ = self.answers.send(Answer::Event(refused(due.row.seq, &error, due.row.payload.len())));
+        if let Err(input) = self.try_send(due) {
+            let _ = self.answers.send(Answer::Event(input));
         }
     }
 
-    fn try_send(&mut self, due: &Due) -> Result<(), KafkaError> {
+    fn try_send(&mut self, due: &Due) -> Result<(), Input> {
+        let row = &due.row;
+        let refused = |error| refused(row.seq, &error, row.payload_bytes());
         let producer = if due.alone {
             match &mut self.alone {
                 Some(producer) => producer,
                 none => none.insert(
                     self.settings
                         .producer(true)
-                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))?,
+                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))
+                        .map_err(refused)?,
                 ),
             }
         } else {
             &self.many
         };
-        let headers = events::kafka::headers(&attributes(&due.row, &self.settings.source));
-        let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
-        let mut key = Uuid::encode_buffer();
-        let key = &*due.row.aggregate_id.hyphenated().encode_lower(&mut key);
-        let record = BaseRecord::with_opaque_to(
-            &self.settings.topic,
-            usize::try_from(due.row.seq).unwrap_or(usize::MAX),
-        )
-        .key(key)
-        .payload(&due.row.payload)
-        .headers(headers);
-        producer.send(record).map_err(|(error, _)| error)
+        let order = row.aggregate_id.to_string();
+        let (topic, key, payload, headers) = match &row.event {
+            Event::Order(event) => {
+                let attributes = attributes(event, row.aggregate_id, &self.settings.source);
+                let headers = events::kafka::headers(&attributes);
+                let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
+                (&self.settings.topic, &order, Some(event.payload.as_bytes()), headers)
+            }
+            Event::Foreign(event) if is_topic(&event.topic) => {
+                (&event.topic, &event.key, event.payload.as_deref(), foreign_headers(event))
+            }
+            Event::Foreign(event) => {
+                // The broker would call it a passing trouble of the whole producer.
+                let detail = format!("`{}` is no name of a Kafka topic", event.topic);
+                return Err(Input::Refused { seq: row.seq, verdict: Verdict::Permanent, detail });
+            }
+        };
+        let opaque = usize::try_from(row.seq).unwrap_or(usize::MAX);
+        let mut record: BaseRecord<'_, str, [u8], usize> =
+            BaseRecord::with_opaque_to(topic, opaque).key(key.as_str()).headers(headers);
+        record.payload = payload;
+        producer.send(record).map_err(|(error, _)| refused(error))
     }
 
     /// Throws away what is not answered yet and closes the connections. Blocks for up to a second.
@@ -349,18 +363,28 @@ impl Producer {
     }
 }
 
-/// The CloudEvents attributes of a row.
-pub(crate) fn attributes(row: &Row, source: &str) -> Attributes {
+/// The CloudEvents attributes of an order's event.
+pub(crate) fn attributes(event: &OrderEvent, order: Uuid, source: &str) -> Attributes {
     Attributes {
-        id: EventId::from(row.event_id),
+        id: EventId::from(event.event_id),
         source: source.to_owned(),
-        kind: row.kind.clone(),
-        subject: row.aggregate_id,
-        time: row.created_at,
-        version: row.version,
-        traceparent: row.traceparent.clone(),
-        tracestate: row.tracestate.clone(),
+        kind: event.kind.clone(),
+        subject: order,
+        time: event.created_at,
+        version: event.version,
+        traceparent: event.traceparent.clone(),
+        tracestate: event.tracestate.clone(),
     }
+}
+
+/// The headers of a foreign table's event: `id`, and what was asked for.
+fn foreign_headers(event: &ForeignEvent) -> OwnedHeaders {
+    let id = Header { key: "id", value: Some(event.id.as_str()) };
+    let headers = OwnedHeaders::new_with_capacity(1 + event.headers.len()).insert(id);
+    event
+        .headers
+        .iter()
+        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }))
 }
 
 #[cfg(test)]

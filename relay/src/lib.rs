@@ -8,6 +8,7 @@ mod bell;
 pub mod commands;
 pub mod config;
 mod db;
+pub mod foreign;
 mod health;
 mod kafka;
 mod mail;
@@ -33,6 +34,7 @@ use self::metrics::{Asks, Metrics};
 use self::notify::Notifier;
 use self::publish::Publisher;
 use self::publish::core::Limits;
+use self::publish::source::Outbox;
 use self::retention::Retention;
 
 /// Why the relay cannot start, or ended by itself.
@@ -71,13 +73,18 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
     let health = Health::default();
     let (database, kafka, mail_server) =
         (args.database.options()?, args.kafka.settings()?, args.smtp.server()?);
+    let outbox = args.outbox()?;
     let traces = args.traces()?;
     let holder = holder();
     let listener = TcpListener::bind(args.relay_listen)
         .await
         .map_err(|source| RunError::Listen { address: args.relay_listen, source })?;
 
-    let asks = Asks { sink: args.sink.relay_sink.to_string(), holder: holder.clone() };
+    let asks = Asks {
+        sink: args.sink.relay_sink.to_string(),
+        is_foreign: matches!(outbox, Outbox::Foreign(_)),
+        holder: holder.clone(),
+    };
     let metrics = Metrics::new(&args.stages(), db::pool(database.clone(), 1), asks)?;
 
     // Each task names itself when it ends.
@@ -86,20 +93,24 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
         let shutdown = shutdown.clone();
         match stage {
             Stage::Publish => {
-                let retention = Retention {
-                    pool: db::pool(database.clone(), 1),
-                    sink: args.sink.relay_sink.clone(),
-                    ages: args.ages(),
-                    metrics: metrics.retention.clone(),
-                };
-                let stop = shutdown.clone();
-                tasks.spawn(async move {
-                    retention.run(stop).await;
-                    "retention"
-                });
+                // A foreign table is its application's to empty, and the orders' tables are not this relay's.
+                if matches!(outbox, Outbox::Orders) {
+                    let retention = Retention {
+                        pool: db::pool(database.clone(), 1),
+                        sink: args.sink.relay_sink.clone(),
+                        ages: args.ages(),
+                        metrics: metrics.retention.clone(),
+                    };
+                    let stop = shutdown.clone();
+                    tasks.spawn(async move {
+                        retention.run(stop).await;
+                        "retention"
+                    });
+                }
                 let publisher = Publisher {
                     pool: db::pool(database.clone(), 6),
                     sink: args.sink.relay_sink.clone(),
+                    outbox: outbox.clone(),
                     kafka: kafka.clone(),
                     limits: Limits::default(),
                     lease: args.lease(),

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The sink of the orders' own outbox.
+pub(crate) const KAFKA: &str = "kafka";
 /// The longest name.
 const LONGEST: usize = 63;
 

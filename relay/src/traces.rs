@@ -20,7 +20,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::db::notifications::Leased;
 use crate::mail::Outcome;
-use crate::publish::row::Row;
+use crate::publish::row::{self, Row};
 
 /// How long one export may take.
 const EXPORT: Duration = Duration::from_secs(5);
@@ -63,15 +63,16 @@ impl Traces {
     /// Kafka has acknowledged an event: from its writing, on the database's clock, to now.
     pub(crate) fn published(&self, row: &Row) {
         let Some(Exporting { tracer, topic, .. }) = &self.0 else { return };
-        let context = remote(row.traceparent.as_deref());
+        let row::Event::Order(event) = &row.event else { return };
+        let context = remote(event.traceparent.as_deref());
         let builder = tracer
             .span_builder(format!("send {topic}"))
             .with_kind(SpanKind::Producer)
-            .with_start_time(SystemTime::from(row.created_at))
+            .with_start_time(SystemTime::from(event.created_at))
             .with_attributes(messaging(
                 "send",
                 topic,
-                row.event_id.to_string(),
+                event.event_id.to_string(),
                 row.aggregate_id.to_string(),
             ));
         tracer.build_with_context(builder, &parent(context)).end();

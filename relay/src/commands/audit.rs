@@ -19,12 +19,13 @@ use uuid::Uuid;
 
 use self::compare::{Comparison, Digest, Expected, Finding, Message, Row, Tally};
 use super::text::number;
-use super::{CommandError, Ended, print, print_json};
+use super::{CommandError, Ended, orders_only, print, print_json};
 use crate::config::{AuditArgs, Bound};
 use crate::db;
 use crate::db::audit::{self, Settled};
 use crate::db::outbox;
 use crate::kafka::{self, Settings};
+use crate::publish::row::Event;
 use crate::topic::blocking;
 use crate::topic::read::{Reader, Span};
 
@@ -56,6 +57,7 @@ struct Report<'a> {
 pub(super) async fn run(args: AuditArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(args.database.options()?, 1);
     let kafka = args.kafka.settings()?;
+    orders_only(&pool, &args.sink.relay_sink, "relay audit").await?;
     let settled = audit::settled(&pool, args.sink.relay_sink.as_str()).await?;
     let mut range = range(&pool, args.from, args.to).await?;
     if range.from.is_none() && !settled.numbers.is_empty() {
@@ -179,19 +181,23 @@ async fn compare_rows(
         let rows = outbox::read(pool, &[next..=last], i64::MAX - 1, PAGE, PAGE_BYTES).await?.rows;
         let Some(end) = rows.last().map(|row| row.seq) else { break };
         for row in &rows {
+            let Event::Order(event) = &row.event else { continue };
             let expected = if !settled.numbers.contains(&row.seq) {
                 Expected::Pending
             } else if settled.parked.contains(&row.seq) {
                 Expected::Parked
-            } else if expired.is_some_and(|until| row.created_at <= until) {
+            } else if expired.is_some_and(|until| event.created_at <= until) {
                 Expected::Expired
             } else {
                 Expected::There
             };
             comparison.row(&Row {
-                event_id: row.event_id,
+                event_id: event.event_id,
                 seq: row.seq,
-                digest: Digest::of(&kafka::attributes(row, &kafka.source), row.payload.as_bytes()),
+                digest: Digest::of(
+                    &kafka::attributes(event, row.aggregate_id, &kafka.source),
+                    event.payload.as_bytes(),
+                ),
                 expected,
             });
         }

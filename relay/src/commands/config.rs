@@ -9,6 +9,7 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
     let database = run.database.options()?;
     let kafka = run.kafka.settings()?;
     run.smtp.server()?;
+    run.outbox()?;
     run.traces()?;
     let stages: Vec<String> = run.stages().iter().map(|stage| format!("{stage:?}").to_lowercase()).collect();
     let settings = [
@@ -23,6 +24,10 @@ pub(super) fn check(args: &ConfigCheckArgs) -> Result<Ended, CommandError> {
             ),
         ),
         ("RELAY_SINK", run.sink.relay_sink.to_string()),
+        ("OUTBOX_SHAPE", format!("{:?}", run.outbox.outbox_shape).to_lowercase()),
+        ("OUTBOX_TABLE", run.outbox.outbox_table.clone()),
+        ("OUTBOX_TOPIC", run.outbox.routing.outbox_topic.to_string()),
+        ("OUTBOX_HEADERS", run.outbox.routing.outbox_headers.to_string()),
         ("KAFKA_BROKERS", kafka.brokers.clone()),
         ("KAFKA_TOPIC", kafka.topic.clone()),
         ("KAFKA_PROPERTIES", kafka.properties.names().join(",")),

@@ -58,8 +58,10 @@ async fn list(args: &DeadListArgs) -> Result<Ended, CommandError> {
         }
         for letter in &letters {
             let again = if letter.retrying { "  (being retried)" } else { "" };
+            let foreign = letter.source_key.as_ref().zip(letter.source_id.as_ref());
+            let foreign = foreign.map(|(key, id)| format!("  (key {key}, id {id})")).unwrap_or_default();
             text += &format!(
-                "order {} version {}  {}  event {}{again}\n        {}: {}\n",
+                "order {} version {}  {}  event {}{foreign}{again}\n        {}: {}\n",
                 letter.order_id, letter.version, letter.kind, letter.event_id, letter.cause, letter.detail
             );
         }

@@ -12,10 +12,11 @@ use uuid::Uuid;
 use self::lookup::{Found, Lookup};
 use super::status::shown_writer;
 use super::text::{count, seconds, span, time, without_addresses};
-use super::{CommandError, Ended, print, print_json};
+use super::{CommandError, Ended, orders_only, print, print_json};
 use crate::config::{ExplainArgs, Subject};
 use crate::db::explain::{self, Event, Mail, Order, Request};
 use crate::db::status;
+use crate::publish::source::OUTBOX;
 use crate::{db, kafka};
 
 /// What is told of an order.
@@ -71,8 +72,9 @@ pub(super) async fn run(args: ExplainArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(args.database.options()?, 1);
     let kafka = args.kafka.settings()?;
     let sink = args.sink.relay_sink.as_str();
+    orders_only(&pool, &args.sink.relay_sink, "relay explain").await?;
     let Some(order_id) = explain::order_of(&pool, args.subject).await? else {
-        return Err(nothing_known(&status::writers(&pool).await?));
+        return Err(nothing_known(&status::writers(&pool, OUTBOX).await?));
     };
     let order = explain::order(&pool, order_id).await?;
     let requests = match &order {

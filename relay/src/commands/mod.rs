@@ -1,6 +1,7 @@
 //! What an operator types beside `relay run`: one module per command. Each reads its settings, does
 //! one thing and prints it, for people or as JSON.
 
+mod adopt;
 mod audit;
 mod changes;
 mod config;
@@ -22,9 +23,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use sqlx::PgPool;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Command, ConfigCommand, InvalidSetting};
+use crate::db::lease;
+use crate::publish::source::OUTBOX;
 use crate::sink::SinkName;
 
 /// How a command ended that did what it was asked for.
@@ -136,6 +140,7 @@ pub async fn run(command: Command) -> Result<Ended, CommandError> {
         Command::Changes(args) => changes::list(&args).await,
         Command::Mail(command) => mail::run(command).await,
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
+        Command::Adopt(args) => adopt::run(&args).await,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(&folder),
     }
@@ -153,6 +158,19 @@ async fn stop_signal() {
 /// The sink has never published: a wrong name, most of the time.
 fn unknown_sink(sink: &SinkName) -> CommandError {
     CommandError::Failed(format!("no relay has published under the name `{sink}` yet: is --sink right?"))
+}
+
+/// Refuses the sink of a foreign table for a command that knows the orders' events only.
+///
+/// # Errors
+/// [`CommandError::Usage`], and whatever the database says.
+async fn orders_only(pool: &PgPool, sink: &SinkName, command: &str) -> Result<(), CommandError> {
+    match lease::source(pool, sink).await? {
+        Some(source) if source != OUTBOX => Err(CommandError::Usage(format!(
+            "--sink: `{sink}` publishes {source}; `{command}` is for the orders' outbox alone"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no failure.

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{CommandError, Ended, print, stop_signal};
 use crate::backoff::Backoff;
 use crate::config::OnceArgs;
+use crate::db::foreign::Unreadable;
 use crate::db::lease::{self, SinkState};
 use crate::db::{self, dead};
 use crate::health::{Health, StageHealth};
@@ -27,6 +28,7 @@ pub(super) async fn once(args: &OnceArgs) -> Result<Ended, CommandError> {
     let publisher = Publisher {
         pool: db::pool(args.database.options()?, 6),
         sink: args.sink.relay_sink.clone(),
+        outbox: args.outbox.outbox(&args.sink.relay_sink)?,
         kafka: args.kafka.settings()?,
         limits: Limits::default(),
         lease: args.lease(),
@@ -56,7 +58,9 @@ async fn term(publisher: &Publisher, shutdown: &CancellationToken) -> Result<Out
     loop {
         let error = match publisher.run_once(&bells, shutdown).await {
             Ok(outcome) => return Ok(outcome),
-            Err(PublishError::Database(error)) => CommandError::from(error),
+            Err(PublishError::Database(error) | PublishError::Source(Unreadable::Database(error))) => {
+                CommandError::from(error)
+            }
             Err(error) => return Err(CommandError::Failed(error.to_string())),
         };
         let CommandError::Down(reason) = error else { return Err(error) };

@@ -6,7 +6,7 @@ mod run;
 use serde_json::json;
 
 use self::run::{Progress, Stopped};
-use super::{CommandError, Ended, print, print_json, unknown_sink};
+use super::{CommandError, Ended, orders_only, print, print_json, unknown_sink};
 use crate::config::{Bound, ReplayArgs};
 use crate::db::replays::{self, Filter, Replay};
 use crate::db::{self, changes, lease};
@@ -49,6 +49,7 @@ async fn start(args: &ReplayArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(target.database.options()?, 2);
     let mut kafka = args.kafka.settings()?;
     lease::state(&pool, sink).await?.ok_or_else(|| unknown_sink(sink))?;
+    orders_only(&pool, sink, "relay replay").await?;
     if let Some(topic) = &args.to_topic {
         kafka.topic.clone_from(topic);
     }

@@ -13,10 +13,14 @@ use super::text::{count, number, seconds, span, time};
 use super::{CommandError, Ended, print, print_json};
 use crate::config::StatusArgs;
 use crate::db;
+use crate::db::foreign;
 use crate::db::status::{self, Backlog, COUNTED, Dead, Mails, Sink, Writer};
+use crate::publish::source::OUTBOX;
 
 /// For how long the rate is measured, and how often `--watch` draws.
 const SAMPLE: Duration = Duration::from_secs(1);
+/// What is shown of a table that cannot be looked into.
+const UNKNOWN: &str = "unknown: the table is not there, or this role may not read it";
 
 /// Everything that is shown.
 #[derive(Debug, Serialize)]
@@ -31,16 +35,19 @@ struct Status {
 #[serde(rename_all = "camelCase")]
 struct SinkStatus {
     sink: String,
+    /// The outbox table that it reads.
+    source: String,
     doing: Doing,
     epoch: i64,
     /// None when nobody publishes.
     holder: Option<String>,
     lease_seconds: Option<f64>,
-    pending: Pending,
-    /// None when nothing is pending.
+    /// None, as the holes, when this role may not read a foreign table.
+    pending: Option<Pending>,
+    /// None when nothing is pending, and for a foreign table, whose rows tell no time.
     oldest_pending_seconds: Option<f64>,
     rate: Rate,
-    holes: Holes,
+    holes: Option<Holes>,
     dead: Dead,
     paused: Option<Since>,
     trouble: Option<Since>,
@@ -129,20 +136,30 @@ async fn status(pool: &PgPool, before: &Look, now: &Look) -> Result<Status, Comm
     let mut sinks = Vec::new();
     for sink in &now.sinks {
         let settled_before = before.sinks.iter().find(|s| s.sink == sink.sink).map_or(0, |s| s.settled);
-        let backlog = status::backlog(pool, &sink.sink).await?;
-        let writers = if backlog.holes > 0 { status::writers(pool).await? } else { Vec::new() };
+        let backlog = match sink.source.as_str() {
+            OUTBOX => Some(status::backlog(pool, &sink.sink).await?),
+            source => foreign::backlog(pool, &sink.sink, source).await?,
+        };
+        let holes = backlog.as_ref().is_some_and(|backlog| backlog.holes > 0);
+        let writers = if holes { status::writers(pool, &sink.source).await? } else { Vec::new() };
         let dead = status::dead(pool, &sink.sink).await?;
         let rate = Rate {
             // At most some ten thousand a second: exact as a float.
             per_second: (sink.settled - settled_before) as f64 / elapsed,
             over_seconds: elapsed,
         };
-        sinks.push(sink_status(sink, &backlog, writers, dead, rate));
+        sinks.push(sink_status(sink, backlog.as_ref(), writers, dead, rate));
     }
     Ok(Status { at: Utc::now(), sinks, mails: status::mails(pool).await? })
 }
 
-fn sink_status(sink: &Sink, backlog: &Backlog, writers: Vec<Writer>, dead: Dead, rate: Rate) -> SinkStatus {
+fn sink_status(
+    sink: &Sink,
+    backlog: Option<&Backlog>,
+    writers: Vec<Writer>,
+    dead: Dead,
+    rate: Rate,
+) -> SinkStatus {
     let since = |at: Option<DateTime<Utc>>, reason: &Option<String>| {
         at.zip(reason.clone()).map(|(since, reason)| Since { since, reason })
     };
@@ -156,20 +173,19 @@ fn sink_status(sink: &Sink, backlog: &Backlog, writers: Vec<Writer>, dead: Dead,
         (None, true, Some(_)) => Doing::InTrouble,
         (None, true, None) => Doing::Publishing,
     };
-    let exact = backlog.counted < COUNTED;
     SinkStatus {
         sink: sink.sink.clone(),
+        source: sink.source.clone(),
         doing,
         epoch: sink.epoch,
         holder: sink.holder.clone().filter(|_| held),
         lease_seconds: sink.lease_seconds.filter(|_| held),
-        pending: Pending {
-            events: if exact { backlog.counted } else { backlog.counted.max(backlog.above) },
-            exact,
-        },
-        oldest_pending_seconds: backlog.oldest.map(|oldest| seconds(oldest, sink.now)),
+        pending: backlog.map(Backlog::pending).map(|(events, exact)| Pending { events, exact }),
+        oldest_pending_seconds: backlog
+            .and_then(|backlog| backlog.oldest)
+            .map(|oldest| seconds(oldest, sink.now)),
         rate,
-        holes: Holes { numbers: backlog.holes, writers },
+        holes: backlog.map(|backlog| Holes { numbers: backlog.holes, writers }),
         dead,
         paused,
         trouble,
@@ -226,16 +242,21 @@ fn show_sink(text: &mut String, sink: &SinkStatus, now: DateTime<Utc>) {
             _ => format!("nobody, epoch {}", sink.epoch),
         },
     );
-    let Pending { events, exact } = sink.pending;
+    if sink.source != OUTBOX {
+        line("table", sink.source.clone());
+    }
     let oldest = sink.oldest_pending_seconds.map(|age| format!(", the oldest {} old", span(age)));
     line(
         "pending",
-        format!(
-            "{}{}{}",
-            if exact { "" } else { "about " },
-            count(events, "event"),
-            oldest.unwrap_or_default()
-        ),
+        match sink.pending {
+            Some(Pending { events, exact }) => format!(
+                "{}{}{}",
+                if exact { "" } else { "about " },
+                count(events, "event"),
+                oldest.unwrap_or_default()
+            ),
+            None => UNKNOWN.to_owned(),
+        },
     );
     line(
         "rate",
@@ -243,12 +264,13 @@ fn show_sink(text: &mut String, sink: &SinkStatus, now: DateTime<Utc>) {
     );
     line(
         "holes",
-        match sink.holes.numbers {
-            0 => "none".to_owned(),
-            numbers => format!("{} drawn and not visible", count(numbers, "number")),
+        match &sink.holes {
+            None => UNKNOWN.to_owned(),
+            Some(Holes { numbers: 0, .. }) => "none".to_owned(),
+            Some(Holes { numbers, .. }) => format!("{} drawn and not visible", count(*numbers, "number")),
         },
     );
-    for writer in &sink.holes.writers {
+    for writer in sink.holes.iter().flat_map(|holes| &holes.writers) {
         line("", shown_writer(writer, now));
     }
     line(

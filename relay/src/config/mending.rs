@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use uuid::Uuid;
 
-use super::{Bound, DatabaseArgs, KafkaArgs, LogArgs, OperatorArgs, OutputArgs, SinkArgs};
+use super::{Bound, DatabaseArgs, KafkaArgs, LogArgs, OperatorArgs, OutboxArgs, OutputArgs, SinkArgs};
 
 /// Settings of `relay pause`.
 #[derive(Debug, Args)]
@@ -181,6 +181,9 @@ pub struct OnceArgs {
     /// The sink.
     #[command(flatten)]
     pub sink: SinkArgs,
+    /// The outbox table.
+    #[command(flatten)]
+    pub outbox: OutboxArgs,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,

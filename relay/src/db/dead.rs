@@ -1,17 +1,23 @@
 //! The dead letters: what is parked, what is to be published again, what was given up.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
 use crate::publish::gate::Retry;
-use crate::publish::row::{OVERHEAD, Row};
+use crate::publish::row::{Event, ForeignEvent, OVERHEAD, OrderEvent, Row};
 use crate::sink::SinkName;
 
 /// The dead letters that are to be published again: for each retry, oldest first, the next ones of its
 /// order, ascending; `limit` rows in all, and no more once `bytes` are spent ([`Row::bytes`]), but one row at least.
+///
+/// `topic` gives the topic of a foreign aggregate type.
 ///
 /// One statement, so one snapshot: whether an order has others beside these is told at the same
 /// moment (invariant 4 rests on it).
@@ -21,6 +27,7 @@ use crate::sink::SinkName;
 pub(crate) async fn retries(
     pool: &PgPool,
     sink: &SinkName,
+    topic: impl Fn(&str) -> String + Send,
     limit: usize,
     bytes: usize,
 ) -> Result<Vec<Retry>, sqlx::Error> {
@@ -35,7 +42,7 @@ pub(crate) async fn retries(
             select asked.*, letter.seq, sum(coalesce(letter.bytes, 0)) over
                        (order by place, letter.seq rows between unbounded preceding and 1 preceding) as before
             from asked left join lateral (
-                select seq, octet_length(payload::text) + $4 as bytes from relay_dead
+                select seq, coalesce(octet_length(source_value), octet_length(payload::text)) + $4 as bytes from relay_dead
                 where sink = $1 and aggregate_id = asked.aggregate_id and seq <= asked.until_seq
                 order by seq limit $2
             ) as letter on true
@@ -45,6 +52,8 @@ pub(crate) async fn retries(
                dead.event_id as "event_id?", dead.version as "version?", dead.type as "kind?",
                dead.payload::text as "payload?", dead.headers ->> 'traceparent' as traceparent,
                dead.headers ->> 'tracestate' as tracestate, dead.created_at as "created_at?",
+               dead.aggregate_type as "aggregate_type?", dead.source_id, dead.source_key, dead.source_value,
+               case when dead.source_id is not null then dead.headers end as "headers: Json<BTreeMap<Arc<str>, Option<String>>>",
                not exists (select from relay_dead as other where other.sink = $1
                            and other.aggregate_id = found.aggregate_id and other.seq <= found.until_seq
                            and (found.seq is null or other.seq > found.seq)) as "last!",
@@ -75,20 +84,34 @@ pub(crate) async fn retries(
         }
         let Some(retry) = retries.last_mut() else { continue };
         (retry.last, retry.frees) = (row.last, row.frees);
-        if let (Some(seq), Some(event_id), Some(version), Some(kind), Some(payload), Some(created_at)) =
-            (row.seq, row.event_id, row.version, row.kind, row.payload, row.created_at)
-        {
-            retry.rows.push(Row {
-                seq,
-                event_id,
-                aggregate_id: row.order,
-                version,
-                kind,
-                payload,
-                traceparent: row.traceparent,
-                tracestate: row.tracestate,
-                created_at,
-            });
+        let foreign = (row.aggregate_type, row.source_id, row.source_key, row.headers);
+        let order = (row.event_id, row.version, row.kind, row.payload, row.created_at);
+        let event = match (foreign, order) {
+            ((Some(aggregate_type), Some(id), Some(key), Some(Json(headers))), _) => {
+                Event::Foreign(ForeignEvent {
+                    topic: topic(&aggregate_type),
+                    id,
+                    key,
+                    payload: row.source_value,
+                    headers: headers.into_iter().collect(),
+                })
+            }
+            (_, (Some(event_id), Some(version), Some(kind), Some(payload), Some(created_at))) => {
+                Event::Order(OrderEvent {
+                    event_id,
+                    version,
+                    kind,
+                    payload,
+                    traceparent: row.traceparent,
+                    tracestate: row.tracestate,
+                    created_at,
+                })
+            }
+            // A retry without dead letters.
+            _ => continue,
+        };
+        if let Some(seq) = row.seq {
+            retry.rows.push(Row { seq, aggregate_id: row.order, event });
         }
     }
     Ok(retries)
@@ -171,6 +194,12 @@ pub(crate) struct Letter {
     pub parked_at: DateTime<Utc>,
     /// Whether its order is to be published again.
     pub retrying: bool,
+    /// The id as a foreign table has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
+    /// The aggregate's id as a foreign table has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_key: Option<String>,
 }
 
 /// The dead letters that are meant, order by order in version order.
@@ -188,7 +217,8 @@ pub(crate) async fn letters(
         select seq, event_id, dead.aggregate_id as order_id, version, type as kind, cause, detail, parked_at,
                exists (select from relay_retries as retry where retry.sink = $1
                        and retry.aggregate_id = dead.aggregate_id
-                       and dead.seq <= coalesce(retry.until_seq, dead.seq)) as "retrying!"
+                       and dead.seq <= coalesce(retry.until_seq, dead.seq)) as "retrying!",
+               source_id, source_key
         from relay_dead as dead
         where sink = $1 and (cardinality($2::uuid[]) = 0 or aggregate_id = any($2))
           and ($3::uuid is null or event_id = $3)
@@ -207,17 +237,23 @@ pub(crate) async fn letters(
     .await
 }
 
-/// Everything about a dead letter, as a JSON object, by the id of the event or of its order.
+/// Everything about a dead letter, as a JSON object, by the id of the event or of its order. The value of
+/// one of a foreign table is shown as PostgreSQL escapes bytes.
 ///
 /// # Errors
 /// Whatever the database says.
 pub(crate) async fn whole(pool: &PgPool, sink: &SinkName, id: Uuid) -> Result<Vec<Value>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"
-        select json_build_object(
+        select case when source_id is null then json_build_object(
             'seq', seq, 'eventId', event_id, 'orderId', aggregate_id, 'version', version, 'type', type,
             'createdAt', created_at, 'cause', cause, 'detail', detail, 'parkedAt', parked_at,
-            'payloadBytes', octet_length(payload::text), 'headers', headers, 'payload', payload) as "letter!"
+            'payloadBytes', octet_length(payload::text), 'headers', headers, 'payload', payload)
+        else json_build_object(
+            'seq', seq, 'eventId', event_id, 'orderId', aggregate_id, 'sourceId', source_id, 'sourceKey', source_key,
+            'aggregateType', aggregate_type, 'type', type, 'cause', cause, 'detail', detail, 'parkedAt', parked_at,
+            'valueBytes', octet_length(source_value), 'headers', headers, 'value', encode(source_value, 'escape'))
+        end as "letter!"
         from relay_dead where sink = $1 and (event_id = $2 or aggregate_id = $2)
         order by seq
         "#,

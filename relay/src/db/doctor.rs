@@ -122,7 +122,7 @@ pub(crate) async fn sequence(pool: &PgPool) -> Result<Option<Sequence>, sqlx::Er
         r#"
         select seqcache as cache, seqincrement as increment, seqcycle as cycles,
                case when has_sequence_privilege(seqrelid, 'select') then coalesce(pg_sequence_last_value(seqrelid), 0) end as last,
-               (select max(upper(published)) - 1 from relay_sinks) as published
+               (select max(upper(published)) - 1 from relay_sinks where source = 'outbox') as published
         from pg_sequence join pg_depend on objid = seqrelid and classid = 'pg_class'::regclass
         where refobjid = to_regclass('outbox') and deptype in ('a', 'i')
         "#

@@ -24,7 +24,8 @@ pub(crate) async fn order_of(pool: &PgPool, subject: Subject) -> Result<Option<U
             union all (select aggregate_id from outbox where aggregate_id = $1 limit 1)
             union all (select aggregate_id from outbox where event_id = $1)
             union all (select aggregate_id from outbox where seq = $2)
-            union all (select aggregate_id from relay_dead where event_id = $1 or aggregate_id = $1 or seq = $2 limit 1)
+            union all (select aggregate_id from relay_dead
+                       where source_id is null and (event_id = $1 or aggregate_id = $1 or seq = $2) limit 1)
             union all (select aggregate_id from inbox where consumer = 'notify' and event_id = $1)
         ) as found limit 1
         "#,

@@ -3,13 +3,15 @@
 
 use sqlx::PgPool;
 
+use super::foreign;
+
 /// How a sink stands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct SinkState {
     /// Committed events that are not settled. Past ten thousand of them below the highest settled
     /// number, open holes among those are counted as well.
     pub pending: i64,
-    /// Age of the oldest of them, 0 without one.
+    /// Age of the oldest of them, 0 without one; a foreign table's rows tell none.
     pub oldest_pending_seconds: f64,
     /// Numbers below the highest settled one that are not visible.
     pub holes: i64,
@@ -91,6 +93,39 @@ pub(crate) async fn sink(pool: &PgPool, sink: &str, holder: &str) -> Result<Sink
     )
     .fetch_one(pool)
     .await
+}
+
+/// The state of a sink that reads a foreign table; all zero before its first term. What is pending is
+/// counted up to [`status::COUNTED`](super::status::COUNTED), and told by the span of the numbers above.
+///
+/// # Errors
+/// Whatever the database says, also that the table cannot be read.
+pub(crate) async fn foreign_sink(pool: &PgPool, sink: &str, holder: &str) -> Result<SinkState, sqlx::Error> {
+    let Some(row) = sqlx::query!(
+        r#"
+        select source, epoch, paused_at is not null as "paused!",
+               coalesce(holder = $2 and lease_until > clock_timestamp(), false) as "leader!",
+               (select count(*) from (select from relay_dead where sink = $1 limit 100000) as dead) as "dead!"
+        from relay_sinks where sink = $1
+        "#,
+        sink,
+        holder,
+    )
+    .fetch_optional(pool)
+    .await?
+    else {
+        return Ok(SinkState::default());
+    };
+    let backlog = foreign::backlog(pool, sink, &row.source).await?.ok_or(sqlx::Error::RowNotFound)?;
+    Ok(SinkState {
+        pending: backlog.pending().0,
+        oldest_pending_seconds: 0.0,
+        holes: backlog.holes,
+        dead: row.dead,
+        leader: row.leader,
+        paused: row.paused,
+        epoch: row.epoch,
+    })
 }
 
 /// The state of the e-mails.

@@ -25,6 +25,8 @@ pub(crate) enum Acquired {
     Leader(Epoch),
     /// Somebody else has it; ask again after this long.
     Standby(Duration),
+    /// The sink is one that reads this other table.
+    OtherSource(String),
 }
 
 /// Whether a fenced write found its epoch still in force.
@@ -55,46 +57,57 @@ pub(crate) struct Standing {
     pub retries: bool,
 }
 
-/// Asks for the lease.
+/// Asks for the lease of a sink that reads `source`.
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
 pub(crate) async fn acquire(
     pool: &PgPool,
     sink: &SinkName,
+    source: &str,
     holder: &str,
     ttl: Duration,
 ) -> Result<Acquired, sqlx::Error> {
-    sqlx::query!("insert into relay_sinks (sink) values ($1) on conflict do nothing", sink.as_str())
-        .execute(pool)
-        .await?;
+    sqlx::query!(
+        "insert into relay_sinks (sink, source) values ($1, $2) on conflict do nothing",
+        sink.as_str(),
+        source,
+    )
+    .execute(pool)
+    .await?;
     let epoch = sqlx::query_scalar!(
         r#"
         update relay_sinks
         set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3),
             trouble = null, trouble_since = null
-        where sink = $1 and (lease_until is null or lease_until <= clock_timestamp())
+        where sink = $1 and source = $4 and (lease_until is null or lease_until <= clock_timestamp())
         returning epoch
         "#,
         sink.as_str(),
         holder,
         ttl.as_secs_f64(),
+        source,
     )
     .fetch_optional(pool)
     .await?;
     if let Some(epoch) = epoch {
         return Ok(Acquired::Leader(Epoch(epoch)));
     }
-    let left = sqlx::query_scalar!(
+    let found = sqlx::query!(
         r#"
-        select greatest(extract(epoch from lease_until - clock_timestamp()), 0)::float8
+        select source, greatest(extract(epoch from lease_until - clock_timestamp()), 0)::float8 as left
         from relay_sinks where sink = $1
         "#,
         sink.as_str(),
     )
     .fetch_optional(pool)
     .await?;
-    Ok(Acquired::Standby(Duration::from_secs_f64(left.flatten().unwrap_or_default())))
+    Ok(match found {
+        Some(found) if found.source != source => Acquired::OtherSource(found.source),
+        found => {
+            Acquired::Standby(Duration::from_secs_f64(found.and_then(|found| found.left).unwrap_or_default()))
+        }
+    })
 }
 
 /// The sink's row as operators see it.
@@ -126,6 +139,16 @@ pub(crate) async fn state(
     )
     .fetch_optional(executor)
     .await
+}
+
+/// Which table the sink reads; none when nobody ever has published under this name.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn source(pool: &PgPool, sink: &SinkName) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!("select source from relay_sinks where sink = $1", sink.as_str())
+        .fetch_optional(pool)
+        .await
 }
 
 /// Pauses the sink, or gives a pause another reason; resumes it when there is none.
@@ -236,7 +259,7 @@ pub(crate) async fn parked_orders(pool: &PgPool, sink: &SinkName) -> Result<Hash
 /// # Errors
 /// Whatever the database says; the checkpoint can be repeated.
 pub(crate) async fn checkpoint(
-    pool: &PgPool,
+    executor: impl PgExecutor<'_>,
     sink: &SinkName,
     epoch: Epoch,
     ttl: Duration,
@@ -286,7 +309,7 @@ pub(crate) async fn checkpoint(
         &checkpoint.mended,
         &checkpoint.ended,
     )
-    .fetch_one(pool)
+    .fetch_one(executor)
     .await?;
     Ok(fenced(held.unsigned_abs()))
 }

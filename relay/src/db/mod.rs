@@ -1,10 +1,12 @@
 //! All SQL of the relay. Every statement stands beside the invariant that it keeps.
 
+pub(crate) mod adoption;
 pub(crate) mod audit;
 pub(crate) mod changes;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod foreign;
 pub(crate) mod gauges;
 pub(crate) mod lease;
 pub(crate) mod notifications;

@@ -1,12 +1,14 @@
 //! Reading the outbox.
 
 use std::ops::RangeInclusive;
+use std::pin::pin;
 
-use futures_util::TryStreamExt;
-use sqlx::PgPool;
+use futures_util::{Stream, TryStreamExt};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
 
 use crate::publish::frontier::Holders;
-use crate::publish::row::Row;
+use crate::publish::row::{Event, OrderEvent, Row};
 
 /// What a read gave.
 #[derive(Debug)]
@@ -39,11 +41,8 @@ pub(crate) async fn read(
     let (from, to): (Vec<i64>, Vec<i64>) =
         open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip();
     let mut connection = pool.acquire().await?;
-    let (mut rows, mut spent) = (Vec::new(), 0);
-    {
-        let mut stream = sqlx::query_as!(
-            Row,
-            r#"
+    let rows = sqlx::query!(
+        r#"
             select seq as "seq!", event_id as "event_id!", aggregate_id as "aggregate_id!",
                    version as "version!", type as "kind!", payload::text as "payload!",
                    headers ->> 'traceparent' as traceparent, headers ->> 'tracestate' as tracestate,
@@ -59,41 +58,75 @@ pub(crate) async fn read(
             ) as event
             order by seq
             "#,
-            &from,
-            &to,
-            i64::try_from(limit).unwrap_or(i64::MAX),
-        )
-        .fetch(&mut *connection);
-        while spent < bytes {
-            let Some(row) = stream.try_next().await? else {
-                return Ok(Read { cut: rows.len() >= limit, rows });
-            };
-            spent += row.bytes();
-            rows.push(row);
-        }
+        &from,
+        &to,
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch(&mut *connection)
+    .map_ok(|row| Row {
+        seq: row.seq,
+        aggregate_id: row.aggregate_id,
+        event: Event::Order(OrderEvent {
+            event_id: row.event_id,
+            version: row.version,
+            kind: row.kind,
+            payload: row.payload,
+            traceparent: row.traceparent,
+            tracestate: row.tracestate,
+            created_at: row.created_at,
+        }),
+    });
+    let (read, ended) = take(rows, limit, bytes).await?;
+    if !ended {
+        abandon(connection);
     }
-    // Before its next use the connection would be read to the end of what was asked for: all that
-    // memory has no room for. A new one costs less.
-    drop(connection.detach());
-    Ok(Read { rows, cut: true })
+    Ok(read)
 }
 
-/// The transactions that hold the writers' lock on the outbox now.
+/// Takes rows until `bytes` are spent or there are no more; the second value says that there are no more.
+///
+/// # Errors
+/// Whatever the database says.
+pub(super) async fn take(
+    rows: impl Stream<Item = Result<Row, sqlx::Error>>,
+    limit: usize,
+    bytes: usize,
+) -> Result<(Read, bool), sqlx::Error> {
+    let mut rows = pin!(rows);
+    let (mut taken, mut spent) = (Vec::new(), 0);
+    while spent < bytes {
+        let Some(row) = rows.try_next().await? else {
+            return Ok((Read { cut: taken.len() >= limit, rows: taken }, true));
+        };
+        spent += row.bytes();
+        taken.push(row);
+    }
+    Ok((Read { rows: taken, cut: true }, false))
+}
+
+/// Gives up a connection of which not all was read. Before its next use it would be read to the end
+/// of what was asked for: all that memory has no room for. A new one costs less.
+pub(super) fn abandon(connection: PoolConnection<Postgres>) {
+    drop(connection.detach());
+}
+
+/// The transactions that hold the writers' lock on an outbox table now.
 ///
 /// A writer takes `RowExclusiveLock` before it draws a number and lets go only after its commit
 /// is visible; that nothing is lost in a hole (invariant 3) rests on asking for exactly this lock.
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
-pub(crate) async fn lock_holders(pool: &PgPool) -> Result<Holders, sqlx::Error> {
+pub(crate) async fn lock_holders(pool: &PgPool, table: &str) -> Result<Holders, sqlx::Error> {
     let holders = sqlx::query_scalar!(
         r#"
         select virtualtransaction as "holder!"
         from pg_locks
         where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
-          and relation = 'outbox'::regclass
+          and relation = to_regclass($1)
           and database = (select oid from pg_database where datname = current_database())
-        "#
+        "#,
+        table,
     )
     .fetch_all(pool)
     .await?;

@@ -17,8 +17,8 @@ pub(crate) struct Removed {
     pub more: bool,
 }
 
-/// Removes rows of the outbox that are older than `age` and settled by every sink, from the lowest
-/// number on that was not yet looked at.
+/// Removes rows of the outbox that are older than `age` and settled by every sink that
+/// reads it, from the lowest number on that was not yet looked at.
 ///
 /// That no event is lost (invariant 3) rests on `published`, which only ever grows: whoever runs this,
 /// in whatever number and from however old a snapshot, removes only what is on Kafka or a dead letter.
@@ -36,8 +36,8 @@ pub(crate) async fn outbox(pool: &PgPool, sink: &str, age: Duration) -> Result<R
         ), next as (
             select lower(range) as from_seq, least(upper(range), lower(range) + $1) as to_seq
             from come, unnest(
-                coalesce((select range_intersect_agg(published) from relay_sinks), '{}') - outbox_removed
-                - coalesce((select range_agg(int8range(seq, seq, '[]')) from relay_dead), '{}')
+                coalesce((select range_intersect_agg(published) from relay_sinks where source = 'outbox'), '{}') - outbox_removed
+                - coalesce((select range_agg(int8range(seq, seq, '[]')) from relay_dead where source_id is null), '{}')
             ) as range
             where exists (select from relay_sinks where sink = $3)
             order by lower(range) limit 1

@@ -14,6 +14,8 @@ pub(crate) const COUNTED: i64 = 10_000;
 pub(crate) struct Sink {
     /// Its name.
     pub sink: String,
+    /// The table that it reads.
+    pub source: String,
     /// Terms so far.
     pub epoch: i64,
     /// Who has, or had, the lease.
@@ -50,7 +52,7 @@ pub(crate) async fn sinks(pool: &PgPool) -> Result<Vec<Sink>, sqlx::Error> {
     sqlx::query_as!(
         Sink,
         r#"
-        select sink, epoch, holder,
+        select sink, source, epoch, holder,
                greatest(extract(epoch from lease_until - clock_timestamp()), 0)::float8 as lease_seconds,
                paused_at, pause_reason, trouble, trouble_since,
                (select coalesce(sum(upper(range) - lower(range)), 0)::int8 from unnest(published) as range)
@@ -71,13 +73,22 @@ pub(crate) struct Backlog {
     /// Numbers above the highest settled one: about as many events are pending when they are too
     /// many to count.
     pub above: i64,
-    /// When the oldest of them was written.
+    /// When the oldest of them was written, where the table tells it.
     pub oldest: Option<DateTime<Utc>>,
     /// Numbers that were drawn and belong to no visible row.
     pub holes: i64,
 }
 
-/// Counts above the highest settled number, and in the gaps below it, through the primary key.
+impl Backlog {
+    /// How many events are pending, and whether that is their exact number.
+    #[must_use]
+    pub(crate) fn pending(&self) -> (i64, bool) {
+        let exact = self.counted < COUNTED;
+        (if exact { self.counted } else { self.counted.max(self.above) }, exact)
+    }
+}
+
+/// Counts in the orders' outbox above the highest settled number, and in the gaps below it, through the primary key.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -117,7 +128,7 @@ pub(crate) async fn backlog(pool: &PgPool, sink: &str) -> Result<Backlog, sqlx::
     .await
 }
 
-/// A transaction that has written to the outbox and has not ended: a hole may be its own.
+/// A transaction that has written to an outbox table and has not ended: a hole may be its own.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Writer {
@@ -135,12 +146,12 @@ pub(crate) struct Writer {
     pub since: Option<DateTime<Utc>>,
 }
 
-/// The transactions that hold the writers' lock on the outbox, the oldest first. What others run is
+/// The transactions that hold the writers' lock on an outbox table, the oldest first. What others run is
 /// shown to a member of `pg_read_all_stats` only.
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn writers(pool: &PgPool) -> Result<Vec<Writer>, sqlx::Error> {
+pub(crate) async fn writers(pool: &PgPool, table: &str) -> Result<Vec<Writer>, sqlx::Error> {
     sqlx::query_as!(
         Writer,
         r#"
@@ -154,10 +165,11 @@ pub(crate) async fn writers(pool: &PgPool) -> Result<Vec<Writer>, sqlx::Error> {
                                  and own.mode = 'ExclusiveLock' and own.virtualtransaction = held.virtualtransaction
         left join pg_prepared_xacts as prepared on prepared.transaction = own.transactionid
         where held.locktype = 'relation' and held.mode = 'RowExclusiveLock' and held.granted
-          and held.relation = 'outbox'::regclass
+          and held.relation = to_regclass($1)
           and held.database = (select oid from pg_database where datname = current_database())
         order by since nulls last
-        "#
+        "#,
+        table,
     )
     .fetch_all(pool)
     .await

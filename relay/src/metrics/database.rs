@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Asks {
     /// The sink.
     pub(crate) sink: String,
+    /// Whether it reads a foreign table.
+    pub(crate) is_foreign: bool,
     /// The name under which this process holds its lease.
     pub(crate) holder: String,
 }
@@ -50,11 +52,12 @@ impl Database {
         let up =
             IntGauge::new("relay_database_up", "1 when the database answered the last question for metrics")?;
         let up = registered(&registry, up)?;
+        let sink = stages.contains(&Stage::Publish).then(|| SinkGauges::new(asks.is_foreign)).transpose()?;
         Ok(Self {
             pool,
             asks,
             up: (registry, up),
-            sink: stages.contains(&Stage::Publish).then(SinkGauges::new).transpose()?,
+            sink,
             mail: stages.contains(&Stage::Mail).then(MailGauges::new).transpose()?,
             looked: Mutex::new(None),
         })
@@ -81,7 +84,12 @@ impl Database {
 
     async fn look(&self) -> Result<(), sqlx::Error> {
         if let Some(gauges) = &self.sink {
-            gauges.set(&gauges::sink(&self.pool, &self.asks.sink, &self.asks.holder).await?);
+            let Asks { sink, is_foreign, holder } = &self.asks;
+            gauges.set(&if *is_foreign {
+                gauges::foreign_sink(&self.pool, sink, holder).await?
+            } else {
+                gauges::sink(&self.pool, sink, holder).await?
+            });
         }
         if let Some(gauges) = &self.mail {
             gauges.set(&gauges::mail(&self.pool).await?);
@@ -94,7 +102,8 @@ impl Database {
 struct SinkGauges {
     registry: Registry,
     pending: IntGauge,
-    oldest: Gauge,
+    /// Not for a foreign table, whose rows tell no time.
+    oldest: Option<Gauge>,
     holes: IntGauge,
     dead: IntGauge,
     leader: IntGauge,
@@ -103,18 +112,16 @@ struct SinkGauges {
 }
 
 impl SinkGauges {
-    fn new() -> Result<Self, prometheus::Error> {
+    fn new(is_foreign: bool) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
+        let oldest = || {
+            let help = "Age of the oldest pending event, 0 without one";
+            registered(&registry, Gauge::new("outbox_oldest_pending_age_seconds", help)?)
+        };
         Ok(Self {
             pending: gauge("outbox_pending_events", "Committed events that are neither on Kafka nor parked")?,
-            oldest: registered(
-                &registry,
-                Gauge::new(
-                    "outbox_oldest_pending_age_seconds",
-                    "Age of the oldest pending event, 0 without one",
-                )?,
-            )?,
+            oldest: (!is_foreign).then(oldest).transpose()?,
             holes: gauge(
                 "outbox_holes",
                 "Numbers below the highest published one that are not visible: transactions still running, or rolled back",
@@ -129,7 +136,9 @@ impl SinkGauges {
 
     fn set(&self, state: &SinkState) {
         self.pending.set(state.pending);
-        self.oldest.set(state.oldest_pending_seconds);
+        if let Some(oldest) = &self.oldest {
+            oldest.set(state.oldest_pending_seconds);
+        }
         self.holes.set(state.holes);
         self.dead.set(state.dead);
         self.leader.set(i64::from(state.leader));

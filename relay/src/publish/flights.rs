@@ -9,7 +9,7 @@ use prometheus::local::LocalHistogram;
 
 use super::core::{Input, Verdict};
 use super::gate::Due;
-use super::row::Row;
+use super::row::{Event, Row};
 use crate::metrics::{PublishMetrics, seconds_since};
 use crate::traces::Traces;
 
@@ -33,10 +33,11 @@ impl Flights {
         Self { under_way: HashMap::new(), metrics, commit_to_ack, traces }
     }
 
-    /// An event was handed over, perhaps again.
+    /// An event was handed over, perhaps again. One of a foreign table is only counted: its row tells no time.
     pub(super) fn sent(&mut self, due: &Due) {
+        let Event::Order(event) = &due.row.event else { return };
         let flight = Flight {
-            created_at: due.row.created_at,
+            created_at: event.created_at,
             traced: self.traces.are_exported().then(|| Arc::clone(&due.row)),
         };
         self.under_way.insert(due.row.seq, flight);

@@ -12,6 +12,7 @@ pub(crate) mod gate;
 pub(crate) mod row;
 #[cfg(test)]
 mod simulation;
+pub(crate) mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::core::{Checkpoint, Command, Core, Input, Limits};
 use self::flights::Flights;
+use self::source::{Outbox, Source};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
+use crate::db::foreign::Unreadable;
 use crate::db::lease::{self, Acquired, Epoch, Fenced, Renewed, Standing};
-use crate::db::{dead, outbox};
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
 use crate::metrics::PublishMetrics;
@@ -54,6 +56,8 @@ pub(crate) struct Publisher {
     pub pool: PgPool,
     /// Under what name it publishes.
     pub sink: SinkName,
+    /// Which table it reads.
+    pub outbox: Outbox,
     /// Where to publish.
     pub kafka: kafka::Settings,
     /// Bounds of memory and pace.
@@ -109,14 +113,33 @@ pub(crate) enum PublishError {
     /// librdkafka refused its configuration.
     #[error("Kafka: {0}")]
     Producer(#[from] KafkaError),
+    /// The outbox table cannot be read.
+    #[error(transparent)]
+    Source(#[from] Unreadable),
+    /// The sink is that of another table.
+    #[error("RELAY_SINK={sink} reads {source_of_sink}: another table needs a sink of its own")]
+    OtherSource {
+        /// The sink.
+        sink: SinkName,
+        /// The table that it reads.
+        source_of_sink: String,
+    },
 }
 
 impl Publisher {
     /// Publishes, or stands by, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let bells = Bells::new();
+        // A bell that nobody rings is not listened to, and so polling makes up for it.
+        let rings = async {
+            if self.outbox.rings() {
+                bells.outbox.listen(self.pool.clone()).await
+            } else {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
-            () = bells.outbox.listen(self.pool.clone()) => {}
+            () = rings => {}
             () = bells.lease.listen(self.pool.clone()) => {}
             () = self.terms(&bells, &shutdown) => {}
         }
@@ -158,14 +181,19 @@ impl Publisher {
         bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Outcome, PublishError> {
-        let epoch = match lease::acquire(&self.pool, &self.sink, &self.holder, self.lease).await? {
+        let source = self.outbox.open(&self.pool).await?;
+        let asked = lease::acquire(&self.pool, &self.sink, source.name(), &self.holder, self.lease);
+        let epoch = match asked.await? {
             Acquired::Standby(left) => return Ok(Outcome::Standby(left)),
+            Acquired::OtherSource(source_of_sink) => {
+                return Err(PublishError::OtherSource { sink: self.sink.clone(), source_of_sink });
+            }
             Acquired::Leader(epoch) => epoch,
         };
         tracing::info!(relay.sink = %self.sink, relay.holder = self.holder, "publishing");
         let mut backoff = Backoff::for_outage();
         loop {
-            match self.lead(epoch, bells, shutdown).await? {
+            match self.lead(&source, epoch, bells, shutdown).await? {
                 Ended::Lost => return Ok(Outcome::Lost),
                 Ended::Drained => {
                     if let Err(error) = self.give_up(epoch).await {
@@ -189,6 +217,7 @@ impl Publisher {
     /// Publishes with one producer, from what is checkpointed.
     async fn lead(
         &self,
+        source: &Source,
         epoch: Epoch,
         bells: &Bells,
         shutdown: &CancellationToken,
@@ -204,7 +233,7 @@ impl Publisher {
             core.handle(Duration::ZERO, Input::DrainWhenPublished);
         }
         let (mut producer, answers) = Producer::new(self.kafka.clone(), &self.metrics.client)?;
-        let mut term = Term::new(self, epoch, core, answers);
+        let mut term = Term::new(self, source, epoch, core, answers);
         term.stands(standing);
         let ended = term.run(&mut producer, bells, shutdown).await;
         self.metrics.circuit_open.set(0);
@@ -227,6 +256,7 @@ enum Ended {
 /// The shell around one [`Core`].
 struct Term<'a> {
     publisher: &'a Publisher,
+    source: &'a Source,
     epoch: Epoch,
     core: Core,
     flights: Flights,
@@ -247,10 +277,17 @@ struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    fn new(publisher: &'a Publisher, epoch: Epoch, core: Core, answers: UnboundedReceiver<Answer>) -> Self {
+    fn new(
+        publisher: &'a Publisher,
+        source: &'a Source,
+        epoch: Epoch,
+        core: Core,
+        answers: UnboundedReceiver<Answer>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             publisher,
+            source,
             epoch,
             core,
             flights: Flights::new(publisher.metrics.clone(), publisher.traces.clone()),
@@ -334,24 +371,27 @@ impl<'a> Term<'a> {
                     producer.send(&due);
                 }
                 Command::Read { open, above, limit, bytes } => {
+                    let source = self.source;
                     self.reader = Some(self.database("reading the outbox", move |pool| {
                         let open = open.clone();
                         async move {
-                            let read = outbox::read(&pool, &open, above, limit, bytes).await?;
+                            let read = source.read(&pool, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
                 }
                 Command::ReadRetries { limit, bytes } => {
-                    let sink = &self.publisher.sink;
+                    let (source, sink) = (self.source, &self.publisher.sink);
                     self.reader = Some(self.database("reading dead letters", move |pool| async move {
-                        dead::retries(&pool, sink, limit, bytes).await.map(Input::Retries)
+                        source.retries(&pool, sink, limit, bytes).await.map(Input::Retries)
                     }));
                 }
                 Command::LookUpHolders => {
-                    self.reader = Some(self.database("looking at the writers' locks", |pool| async move {
-                        outbox::lock_holders(&pool).await.map(Input::Holders)
-                    }));
+                    let source = self.source;
+                    self.reader =
+                        Some(self.database("looking at the writers' locks", move |pool| async move {
+                            source.lock_holders(&pool).await.map(Input::Holders)
+                        }));
                 }
                 Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
                 Command::Rebuild(reason) => return Some(Ended::Rebuild(reason)),
@@ -384,11 +424,11 @@ impl<'a> Term<'a> {
         for event in &checkpoint.parked {
             tracing::error!(outbox.seq = event.seq, reason = event.refusal.as_deref(), "event parked");
         }
-        let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
-        let checkpoint = Arc::new(checkpoint);
+        let (source, sink) = (self.source, &self.publisher.sink);
+        let (epoch, ttl, checkpoint) = (self.epoch, self.publisher.lease, Arc::new(checkpoint));
         self.database("checkpointing", move |pool| {
             let checkpoint = Arc::clone(&checkpoint);
-            async move { lease::checkpoint(&pool, sink, epoch, ttl, &checkpoint).await }
+            async move { source.checkpoint(&pool, sink, epoch, ttl, &checkpoint).await }
         })
     }
 

@@ -12,7 +12,7 @@ use super::core::{Checkpoint, Command, Core, Input, Limits, Verdict};
 use super::frontier::{Holders, Numbers};
 use super::gate::{Retry, RetryId};
 use super::row::testing::row;
-use super::row::{OVERHEAD, Row};
+use super::row::{Event, OVERHEAD, Row};
 
 /// How many seeds a test run tries.
 const SEEDS: u64 = 3_000;
@@ -83,6 +83,13 @@ fn limits() -> Limits {
     Limits { events: 40, bytes: 5_000, rows: 7, ..Limits::default() }
 }
 
+fn version(row: &Row) -> i32 {
+    match &row.event {
+        Event::Order(event) => event.version,
+        Event::Foreign(_) => unreachable!("the simulation writes orders"),
+    }
+}
+
 impl World {
     fn new(seed: u64, faults: Faults) -> Self {
         Self {
@@ -150,11 +157,14 @@ impl World {
         let earlier =
             i32::try_from(transaction.rows.iter().filter(|r| r.aggregate_id == order).count()).expect("few");
         let version = self.versions.get(&order).copied().unwrap_or(0) + earlier + 1;
-        let mut row = Row { version, ..row(self.drawn, order) };
-        if self.rng.u8(..10) == 0 {
-            row.payload = "x".repeat(LARGE);
+        let mut drawn = row(self.drawn, order);
+        if let Event::Order(event) = &mut drawn.event {
+            event.version = version;
+            if self.rng.u8(..10) == 0 {
+                event.payload = "x".repeat(LARGE);
+            }
         }
-        transaction.rows.push(row);
+        transaction.rows.push(drawn);
         if self.faults.poison && self.rng.u8(..30) == 0 {
             self.poison.insert(self.drawn);
             self.refusable.insert(self.drawn);
@@ -172,7 +182,7 @@ impl World {
         let transaction = self.open.swap_remove(index);
         if !rollback {
             for row in transaction.rows {
-                self.versions.insert(row.aggregate_id, row.version);
+                self.versions.insert(row.aggregate_id, version(&row));
                 self.committed.insert(row.seq, row);
             }
             if self.rng.bool() {
@@ -455,13 +465,13 @@ impl World {
         let mut latest: HashMap<Uuid, i32> = HashMap::new();
         let mut seen = HashSet::new();
         for row in self.topic.iter().filter(|row| seen.insert(row.seq)) {
-            let before = latest.insert(row.aggregate_id, row.version).unwrap_or(0);
+            let before = latest.insert(row.aggregate_id, version(row)).unwrap_or(0);
             let discarded = self.discarded.iter().map(|seq| &self.committed[seq]);
             let gap = discarded
                 .filter(|gap| gap.aggregate_id == row.aggregate_id)
-                .filter(|gap| (before + 1..row.version).contains(&gap.version));
+                .filter(|gap| (before + 1..version(row)).contains(&version(gap)));
             let gap = i32::try_from(gap.count()).expect("few");
-            assert_eq!(row.version, before + gap + 1, "order {} out of order", row.aggregate_id);
+            assert_eq!(version(row), before + gap + 1, "order {} out of order", row.aggregate_id);
         }
         for (seq, refused) in &self.dead {
             let row = &self.committed[seq];

@@ -158,6 +158,7 @@ mod tests {
     fn around() -> Surroundings {
         let sink = Sink {
             sink: "kafka".into(),
+            source: "outbox".to_owned(),
             epoch: 1,
             holder: Some("relay-1".into()),
             lease_seconds: Some(3.0),
