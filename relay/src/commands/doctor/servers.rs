@@ -44,7 +44,7 @@ pub(super) async fn check_mail(smtp: &SmtpServer, args: &SmtpArgs) -> Vec<Findin
     if args.is_plain_to_elsewhere() {
         findings.push(Finding::warning(
             "mail encryption",
-            "none: addresses, and the password if there is one, can be read on the way",
+            "none: addresses can be read on the way",
             "smtps://, or ?tls=required, in SMTP_URL",
         ));
     }
