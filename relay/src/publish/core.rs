@@ -42,6 +42,8 @@ impl Default for Limits {
 
 /// A checkpoint takes at most one part in so many of the time.
 const CHECKPOINT_SHARE: u32 = 10;
+/// The longest that a slow checkpoint puts off the next one: it may have waited for a database that was away.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(2);
 /// How often the writers' locks are looked at while a hole is open: at first, and at most.
 const LOOK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 /// How long nothing is sent after a transient refusal: at first, and at most.
@@ -285,7 +287,8 @@ impl Core {
             }
             Input::Saved => {
                 let took = now.saturating_sub(self.saving_since.take().unwrap_or(now));
-                self.save_at = now + self.limits.checkpoint.max(took * CHECKPOINT_SHARE);
+                let share = (took * CHECKPOINT_SHARE).min(CHECKPOINT_PAUSE);
+                self.save_at = now + self.limits.checkpoint.max(share);
                 self.saving_dead = false;
             }
             Input::Bell => self.rung = true,
@@ -499,5 +502,39 @@ impl Core {
         self.unsaved.insert(seq..=seq);
         self.unsaved_dead.parked.push(ParkedEvent { seq, refusal });
         self.parked_meanwhile = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::row::testing::row;
+
+    /// The checkpoint that [`Core::next`] wants at `now`, everything else done on the way.
+    fn checkpoint(core: &mut Core, now: Duration) -> bool {
+        while let Some(command) = core.next(now) {
+            match command {
+                Command::Send(due) => core.handle(now, Input::Acknowledged(due.row.seq)),
+                Command::Checkpoint(_) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn a_checkpoint_that_waited_for_the_database_does_not_put_off_the_next_one_for_long() {
+        let mut core = Core::new(Limits::default(), &Numbers::new(), HashSet::new());
+        let second = Duration::from_secs;
+        let event = |seq| Input::Rows { rows: vec![row(seq, Uuid::from_u128(1))], cut: false };
+        assert!(!checkpoint(&mut core, second(1)), "nothing is settled");
+        core.handle(second(1), event(1));
+        assert!(checkpoint(&mut core, second(1)));
+        // A minute's outage.
+        core.handle(second(61), Input::Saved);
+        assert!(!checkpoint(&mut core, second(61)));
+        core.handle(second(61), event(2));
+        assert!(!checkpoint(&mut core, second(61)), "a slow database is not pressed");
+        assert!(checkpoint(&mut core, second(64)));
     }
 }
