@@ -225,10 +225,10 @@ async fn a_publisher_with_work_and_no_kafka_is_stuck() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn notify_is_stuck_without_kafka_and_when_it_cannot_commit_what_it_reads() {
-    let deaf = relay(&["notify"], NO_DATABASE, NO_BROKER, "nothing", NOWHERE);
+    let database = Database::create().await;
+    let deaf = relay(&["notify"], database.url(), NO_BROKER, "nothing", NOWHERE);
     is_stuck(&deaf, "notify", "Kafka").await;
 
-    let database = Database::create().await;
     let topic = Topic::create(1).await;
     let pool = database.pool().await;
     order(&pool).await;
