@@ -238,8 +238,12 @@ impl Mailbox {
     /// [`TooFew`] past the limit.
     pub async fn wait_for(&self, wanted: usize, limit: Duration) -> Result<Vec<Mail>, TooFew> {
         let mut count = self.store.count.subscribe();
-        let enough = tokio::time::timeout(limit, count.wait_for(|count| *count >= wanted)).await;
-        if matches!(enough, Ok(Ok(_))) {
+        // What it gives holds the count and must be gone before the mails are looked at: one that arrives holds
+        // the mails while it counts itself.
+        let enough = tokio::time::timeout(limit, count.wait_for(|count| *count >= wanted))
+            .await
+            .is_ok_and(|enough| enough.is_ok());
+        if enough {
             return Ok(self.messages());
         }
         Err(TooFew { arrived: self.count(), wanted, waited: limit })
