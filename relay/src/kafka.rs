@@ -331,16 +331,17 @@ impl Producer {
         } else {
             &self.many
         };
-        let order = row.aggregate_id.to_string();
+        let mut order = Uuid::encode_buffer();
         let (topic, key, payload, headers) = match &row.event {
             Event::Order(event) => {
                 let attributes = attributes(event, row.aggregate_id, &self.settings.source);
                 let headers = events::kafka::headers(&attributes);
                 let headers = if self.replay { events::kafka::replayed(headers) } else { headers };
-                (&self.settings.topic, &order, Some(event.payload.as_bytes()), headers)
+                let order = &*row.aggregate_id.hyphenated().encode_lower(&mut order);
+                (&self.settings.topic, order, Some(event.payload.as_bytes()), headers)
             }
             Event::Foreign(event) if is_topic(&event.topic) => {
-                (&event.topic, &event.key, event.payload.as_deref(), foreign_headers(event))
+                (&event.topic, event.key.as_str(), event.payload.as_deref(), foreign_headers(event))
             }
             Event::Foreign(event) => {
                 // The broker would call it a passing trouble of the whole producer.
@@ -350,7 +351,7 @@ impl Producer {
         };
         let opaque = usize::try_from(row.seq).unwrap_or(usize::MAX);
         let mut record: BaseRecord<'_, str, [u8], usize> =
-            BaseRecord::with_opaque_to(topic, opaque).key(key.as_str()).headers(headers);
+            BaseRecord::with_opaque_to(topic, opaque).key(key).headers(headers);
         record.payload = payload;
         producer.send(record).map_err(|(error, _)| refused(error))
     }
