@@ -200,9 +200,7 @@ impl ForeignTable {
         bytes: usize,
     ) -> Result<Read, sqlx::Error> {
         type Columns = (i64, Uuid, String, String, String, Option<Vec<u8>>, Vec<Option<String>>);
-        let ahead = above + 1..=i64::MAX;
-        let (from, to): (Vec<i64>, Vec<i64>) =
-            open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip();
+        let (from, to) = outbox::bounds(open, above);
         let row = |(seq, aggregate_id, id, aggregate_type, key, payload, values): Columns| Row {
             seq,
             aggregate_id,

@@ -3,12 +3,45 @@
 use std::ops::RangeInclusive;
 use std::pin::pin;
 
+use chrono::{DateTime, Utc};
 use futures_util::{Stream, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
+use uuid::Uuid;
 
 use crate::publish::frontier::Holders;
 use crate::publish::row::{Event, OrderEvent, Row};
+
+/// A row of our own outbox as its columns are.
+pub(super) struct OrderRow {
+    pub seq: i64,
+    pub event_id: Uuid,
+    pub aggregate_id: Uuid,
+    pub version: i32,
+    pub kind: String,
+    pub payload: String,
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+    pub created_at: DateTime<Utc>,
+}
+
+impl From<OrderRow> for Row {
+    fn from(row: OrderRow) -> Self {
+        Self {
+            seq: row.seq,
+            aggregate_id: row.aggregate_id,
+            event: Event::Order(OrderEvent {
+                event_id: row.event_id,
+                version: row.version,
+                kind: row.kind,
+                payload: row.payload,
+                traceparent: row.traceparent,
+                tracestate: row.tracestate,
+                created_at: row.created_at,
+            }),
+        }
+    }
+}
 
 /// What a read gave.
 #[derive(Debug)]
@@ -37,11 +70,10 @@ pub(crate) async fn read(
     limit: usize,
     bytes: usize,
 ) -> Result<Read, sqlx::Error> {
-    let ahead = above + 1..=i64::MAX;
-    let (from, to): (Vec<i64>, Vec<i64>) =
-        open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip();
+    let (from, to) = bounds(open, above);
     let mut connection = pool.acquire().await?;
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        OrderRow,
         r#"
             select seq as "seq!", event_id as "event_id!", aggregate_id as "aggregate_id!",
                    version as "version!", type as "kind!", payload::text as "payload!",
@@ -63,24 +95,18 @@ pub(crate) async fn read(
         i64::try_from(limit).unwrap_or(i64::MAX),
     )
     .fetch(&mut *connection)
-    .map_ok(|row| Row {
-        seq: row.seq,
-        aggregate_id: row.aggregate_id,
-        event: Event::Order(OrderEvent {
-            event_id: row.event_id,
-            version: row.version,
-            kind: row.kind,
-            payload: row.payload,
-            traceparent: row.traceparent,
-            tracestate: row.tracestate,
-            created_at: row.created_at,
-        }),
-    });
+    .map_ok(Row::from);
     let (read, ended) = take(rows, limit, bytes).await?;
     if !ended {
         abandon(connection);
     }
     Ok(read)
+}
+
+/// The lower and the upper ends of what a read looks at: what is open, and all that lies above.
+pub(super) fn bounds(open: &[RangeInclusive<i64>], above: i64) -> (Vec<i64>, Vec<i64>) {
+    let ahead = above + 1..=i64::MAX;
+    open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip()
 }
 
 /// Takes rows until `bytes` are spent or there are no more; the second value says that there are no more.

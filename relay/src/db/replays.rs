@@ -5,7 +5,8 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::publish::row::{Event, OrderEvent, Row};
+use super::outbox::OrderRow;
+use crate::publish::row::Row;
 use crate::sink::SinkName;
 
 /// Which events are meant.
@@ -159,7 +160,8 @@ pub(crate) async fn page(
     limit: i64,
     bytes: i64,
 ) -> Result<Vec<Row>, sqlx::Error> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        OrderRow,
         r#"
         select seq, event_id, aggregate_id, version, type as kind, payload::text as "payload!",
                headers ->> 'traceparent' as traceparent, headers ->> 'tracestate' as tracestate, created_at
@@ -195,22 +197,7 @@ pub(crate) async fn page(
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Row {
-            seq: row.seq,
-            aggregate_id: row.aggregate_id,
-            event: Event::Order(OrderEvent {
-                event_id: row.event_id,
-                version: row.version,
-                kind: row.kind,
-                payload: row.payload,
-                traceparent: row.traceparent,
-                tracestate: row.tracestate,
-                created_at: row.created_at,
-            }),
-        })
-        .collect())
+    Ok(rows.into_iter().map(Row::from).collect())
 }
 
 /// Keeps a new replay and gives its id.
