@@ -2,8 +2,10 @@
 //! the commit of its order a mail is taken. Prints the figures and whether each target is met; a missed target
 //! fails nothing, because times depend on the machine.
 
+#[path = "../shared/ending.rs"]
+mod ending;
+
 use std::collections::HashMap;
-use std::error::Error;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use crate::ending::{Outcome, ended};
 
 const TOPIC: &str = "orders.events.v1";
 const CONNECTIONS: usize = 64;
@@ -199,17 +201,5 @@ async fn main() -> ExitCode {
         eprintln!("this measures: run it with `make bench-mail`");
         return ExitCode::SUCCESS;
     }
-    let outcome = measure(&cli).await;
-    demo::guard::finish();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut cause: Option<&dyn Error> = Some(error.as_ref());
-            while let Some(error) = cause {
-                eprintln!("error: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    ended(measure(&cli).await)
 }

@@ -1,7 +1,6 @@
 //! Visits every point of a bench in every round and tells what came of it. A missed target fails
 //! nothing, because times depend on the machine.
 
-use std::error::Error;
 use std::fmt;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Outcome;
+use super::ending::ended;
 use super::figures::median;
 
 /// The options of every bench.
@@ -110,18 +110,6 @@ impl Options {
             eprintln!("this measures: run it with `make bench`");
             return ExitCode::SUCCESS;
         }
-        let outcome = measure.await;
-        demo::guard::finish();
-        match outcome {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                let mut cause: Option<&dyn Error> = Some(error.as_ref());
-                while let Some(error) = cause {
-                    eprintln!("error: {error}");
-                    cause = error.source();
-                }
-                ExitCode::FAILURE
-            }
-        }
+        ended(measure.await)
     }
 }
