@@ -137,9 +137,9 @@ pub struct ExplainArgs {
     /// An order's id, an event's id, or an event's number in the outbox.
     #[arg(value_name = "EVENT|ORDER")]
     pub subject: Subject,
-    /// Show e-mail addresses.
-    #[arg(long)]
-    pub show_addresses: bool,
+    /// Addresses.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,

@@ -86,7 +86,7 @@ pub(super) async fn run(args: ExplainArgs) -> Result<Ended, CommandError> {
     let around = Surroundings {
         sink: status::sinks(&pool).await?.into_iter().find(|known| known.sink == sink),
         has_address: order.as_ref().map(|order| order.customer_email.is_some()),
-        show_addresses: args.show_addresses,
+        show_addresses: args.addresses.show_addresses,
     };
     let lookup = look_up(&kafka, order_id, &events).await;
     let lives = events
@@ -102,7 +102,9 @@ pub(super) async fn run(args: ExplainArgs) -> Result<Ended, CommandError> {
         order_id,
         client_id: order.as_ref().map(|order| order.client_id.clone()),
         status: order.as_ref().map(|order| order.status.clone()),
-        customer_email: order.and_then(|order| order.customer_email).filter(|_| args.show_addresses),
+        customer_email: order
+            .and_then(|order| order.customer_email)
+            .filter(|_| args.addresses.show_addresses),
         events: lives,
     };
     if args.output.json {
