@@ -56,15 +56,15 @@ enum Load {
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held = |old_snapshot| if old_snapshot { ", an old snapshot held" } else { "" };
+        let held = |old_snapshot| if old_snapshot { " with an old snapshot held" } else { "" };
         match *self {
-            Self::Bare(shape) => write!(f, "bare loop, {shape}"),
-            Self::Drain { shape, old_snapshot } => write!(f, "relay, {shape}{}", held(old_snapshot)),
-            Self::Poller { old_snapshot } => write!(f, "poller, {}{}", Shape::One, held(old_snapshot)),
-            Self::Commits { per_second, at_once: 1 } => write!(f, "relay, {per_second} commits a second"),
-            Self::Commits { per_second, .. } => write!(f, "relay, {per_second} events a second, in groups"),
-            Self::Idle { all_stages: false } => write!(f, "idle publisher, statements"),
-            Self::Idle { all_stages: true } => write!(f, "idle relay with all stages, statements"),
+            Self::Bare(shape) => write!(f, "bare loop: {shape}"),
+            Self::Drain { shape, old_snapshot } => write!(f, "relay: {shape}{}", held(old_snapshot)),
+            Self::Poller { old_snapshot } => write!(f, "poller: {}{}", Shape::One, held(old_snapshot)),
+            Self::Commits { per_second, at_once: 1 } => write!(f, "relay: {per_second} commits a second"),
+            Self::Commits { per_second, .. } => write!(f, "relay: {per_second} events a second in groups"),
+            Self::Idle { all_stages: false } => write!(f, "idle publisher: statements"),
+            Self::Idle { all_stages: true } => write!(f, "idle relay with all stages: statements"),
         }
     }
 }

@@ -84,6 +84,8 @@ impl Options {
         visit: impl AsyncFn(&L) -> Outcome<S>,
     ) -> Outcome<()> {
         let rounds = self.rounds();
+        let terminal = std::io::stderr().is_terminal();
+        let (begin, end) = if terminal { ("\r\x1b[K", "") } else { ("", "\n") };
         for round in 1..=rounds {
             // There and back again: what warms up or fills up with time favours no point.
             let mut visits: Vec<&mut Point<L, S>> = points.iter_mut().collect();
@@ -91,15 +93,11 @@ impl Options {
                 visits.reverse();
             }
             for point in visits {
-                if std::io::stderr().is_terminal() {
-                    eprint!("\r\x1b[Kround {round} of {rounds}: {}", point.load);
-                }
+                eprint!("{begin}round {round} of {rounds}: {}{end}", point.load);
                 point.samples.push(visit(&point.load).await?);
             }
         }
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
+        eprint!("{begin}");
         Ok(())
     }
 

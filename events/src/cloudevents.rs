@@ -36,15 +36,15 @@ pub fn data_schema(kind: &str) -> String {
     format!("urn:orders:schema:{kind}")
 }
 
-/// The attributes of one event.
+/// The attributes of one event, with text of its own or text that somebody else holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub struct Attributes<Text = String> {
     /// `ce_id`: the same for every repeat of the event.
     pub id: EventId,
     /// `ce_source`: URI-reference of the producing context. `source` + `id` is unique.
-    pub source: String,
+    pub source: Text,
     /// `ce_type`, for example `order.created.v1`.
-    pub kind: String,
+    pub kind: Text,
     /// `ce_subject` and `ce_partitionkey`: the order.
     pub subject: Uuid,
     /// `ce_time`: when it happened, microseconds, UTC.
@@ -52,9 +52,9 @@ pub struct Attributes {
     /// `ce_orderversion`: 1, 2, 3 … per order without gaps.
     pub version: i32,
     /// W3C Trace Context of the request that caused the event, as received.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<Text>,
     /// W3C Trace Context `tracestate`, as received.
-    pub tracestate: Option<String>,
+    pub tracestate: Option<Text>,
 }
 
 /// The message is not an event of this contract.
@@ -76,7 +76,7 @@ pub enum MalformedEvent {
     NoData,
 }
 
-impl Attributes {
+impl<Text: AsRef<str>> Attributes<Text> {
     /// The headers of the Kafka message, in the order in which they are written.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
         let mut headers = Vec::with_capacity(13);
@@ -93,22 +93,24 @@ impl Attributes {
         give(header::CONTENT_TYPE, "application/json");
         give(header::SPEC_VERSION, SPEC_VERSION);
         give(header::ID, id);
-        give(header::SOURCE, &self.source);
-        give(header::TYPE, &self.kind);
+        give(header::SOURCE, self.source.as_ref());
+        give(header::TYPE, self.kind.as_ref());
         give(header::SUBJECT, subject);
         give(header::TIME, &self.time.to_rfc3339_opts(SecondsFormat::Micros, true));
-        give(header::DATA_SCHEMA, &data_schema(&self.kind));
+        give(header::DATA_SCHEMA, &data_schema(self.kind.as_ref()));
         give(header::PARTITION_KEY, subject);
         give(header::ORDER_VERSION, &self.version.to_string());
         give(header::PLAIN_ID, id);
         if let Some(value) = &self.traceparent {
-            give(header::TRACEPARENT, value);
+            give(header::TRACEPARENT, value.as_ref());
         }
         if let Some(value) = &self.tracestate {
-            give(header::TRACESTATE, value);
+            give(header::TRACESTATE, value.as_ref());
         }
     }
+}
 
+impl Attributes {
     /// Reads the attributes back; `get` gives a header's value by name.
     ///
     /// # Errors

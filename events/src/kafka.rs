@@ -62,7 +62,7 @@ impl Event {
 
 /// The headers of an event's message.
 #[must_use]
-pub fn headers(attributes: &Attributes) -> OwnedHeaders {
+pub fn headers(attributes: &Attributes<impl AsRef<str>>) -> OwnedHeaders {
     let mut headers = Some(OwnedHeaders::new_with_capacity(13));
     attributes.each_header(|key, value| {
         headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use events::{Attributes, EventId};
 use rdkafka::config::ClientConfig;
@@ -17,7 +17,7 @@ use crate::foreign::is_topic;
 use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
 use crate::publish::gate::Due;
-use crate::publish::row::{Event, ForeignEvent, OrderEvent};
+use crate::publish::row::{Event, ForeignEvent, OrderEvent, Row};
 
 /// Where Kafka is and how to talk to it.
 #[derive(Clone, Debug)]
@@ -182,20 +182,20 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = Arc<Row>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        let seq = i64::try_from(opaque).unwrap_or(i64::MAX);
+    fn delivery(&self, result: &DeliveryResult<'_>, event: Arc<Row>) {
         let input = match result {
-            Ok(_) => Input::Acknowledged(seq),
-            Err((error, message)) => refused(seq, error, message.payload_len()),
+            Ok(_) => Input::Acknowledged(event),
+            Err((error, _)) => refused(event, error),
         };
         let _ = self.answers.send(Answer::Event(input));
     }
 }
 
-fn refused(seq: i64, error: &KafkaError, bytes: usize) -> Input {
-    Input::Refused { seq, verdict: verdict(error), detail: format!("{error} ({bytes} bytes)") }
+fn refused(event: Arc<Row>, error: &KafkaError) -> Input {
+    let detail = format!("{error} ({} bytes)", event.payload_bytes());
+    Input::Refused { event, verdict: verdict(error), detail }
 }
 
 /// Whether a refusal will pass. docs/relay.md shows the same as a table, and a test compares them.
@@ -317,7 +317,7 @@ impl Producer {
 
     fn try_send(&mut self, due: &Due) -> Result<(), Input> {
         let row = &due.row;
-        let refused = |error| refused(row.seq, &error, row.payload_bytes());
+        let refused = |error| refused(Arc::clone(row), &error);
         let producer = if due.alone {
             match &mut self.alone {
                 Some(producer) => producer,
@@ -346,12 +346,11 @@ impl Producer {
             Event::Foreign(event) => {
                 // The broker would call it a passing trouble of the whole producer.
                 let detail = format!("`{}` is no name of a Kafka topic", event.topic);
-                return Err(Input::Refused { seq: row.seq, verdict: Verdict::Permanent, detail });
+                return Err(Input::Refused { event: Arc::clone(row), verdict: Verdict::Permanent, detail });
             }
         };
-        let opaque = usize::try_from(row.seq).unwrap_or(usize::MAX);
-        let mut record: BaseRecord<'_, str, [u8], usize> =
-            BaseRecord::with_opaque_to(topic, opaque).key(key).headers(headers);
+        let mut record: BaseRecord<'_, str, [u8], Arc<Row>> =
+            BaseRecord::with_opaque_to(topic, Arc::clone(row)).key(key).headers(headers);
         record.payload = payload;
         producer.send(record).map_err(|(error, _)| refused(error))
     }
@@ -365,16 +364,16 @@ impl Producer {
 }
 
 /// The CloudEvents attributes of an order's event.
-pub(crate) fn attributes(event: &OrderEvent, order: Uuid, source: &str) -> Attributes {
+pub(crate) fn attributes<'a>(event: &'a OrderEvent, order: Uuid, source: &'a str) -> Attributes<&'a str> {
     Attributes {
         id: EventId::from(event.event_id),
-        source: source.to_owned(),
-        kind: event.kind.clone(),
+        source,
+        kind: &event.kind,
         subject: order,
         time: event.created_at,
         version: event.version,
-        traceparent: event.traceparent.clone(),
-        tracestate: event.tracestate.clone(),
+        traceparent: event.traceparent.as_deref(),
+        tracestate: event.tracestate.as_deref(),
     }
 }
 
@@ -391,7 +390,6 @@ fn foreign_headers(event: &ForeignEvent) -> OwnedHeaders {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use rdkafka::mocking::MockCluster;
@@ -496,7 +494,7 @@ mod tests {
         ] {
             let heard = heard_when_the_broker_says(&[said]).await;
             assert!(
-                matches!(&heard, Input::Refused { seq: 7, verdict: heard, .. } if *heard == verdict),
+                matches!(&heard, Input::Refused { event, verdict: heard, .. } if event.seq == 7 && *heard == verdict),
                 "{said:?}: {heard:?}"
             );
         }
@@ -514,6 +512,6 @@ mod tests {
             Said::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
         ])
         .await;
-        assert!(matches!(heard, Input::Acknowledged(7)), "{heard:?}");
+        assert!(matches!(&heard, Input::Acknowledged(event) if event.seq == 7), "{heard:?}");
     }
 }

@@ -55,11 +55,6 @@ impl Traces {
         Ok(Self(Some(Exporting { provider, tracer, topic: topic.to_owned() })))
     }
 
-    /// Whether anybody collects spans.
-    pub(crate) fn are_exported(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// Kafka has acknowledged an event: from its writing, on the database's clock, to now.
     pub(crate) fn published(&self, row: &Row) {
         let Some(Exporting { tracer, topic, .. }) = &self.0 else { return };

@@ -144,16 +144,18 @@ impl ForeignTable {
         let read = format!(
             "select seq, {aggregate}, id::text, aggregatetype::text, aggregateid::text, {payload}, array[{headers}]::text[]
              from (
-                 select event.*
-                 from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
-                 cross join lateral (
-                     select * from {name} as source
-                     where seq between open.from_seq and open.to_seq order by seq limit $3
-                 ) as event
-                 order by event.seq
-                 limit $3
-             ) as event
-             order by seq"
+                 (select event.*
+                  from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
+                  cross join lateral (
+                      select * from {name} where seq between open.from_seq and open.to_seq order by seq limit $4
+                  ) as event
+                  order by event.seq
+                  limit $4)
+                 union all
+                 (select * from {name} where seq > $3 order by seq limit $4)
+             ) as source
+             order by seq
+             limit $4"
         );
         let park = format!(
             "insert into relay_dead (sink, seq, event_id, aggregate_type, aggregate_id, version, type, payload, headers,
@@ -200,7 +202,7 @@ impl ForeignTable {
         bytes: usize,
     ) -> Result<Read, sqlx::Error> {
         type Columns = (i64, Uuid, String, String, String, Option<Vec<u8>>, Vec<Option<String>>);
-        let (from, to) = outbox::bounds(open, above);
+        let (from, to) = outbox::ends(open);
         let row = |(seq, aggregate_id, id, aggregate_type, key, payload, values): Columns| Row {
             seq,
             aggregate_id,
@@ -216,6 +218,7 @@ impl ForeignTable {
         let rows = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.read)))
             .bind(from)
             .bind(to)
+            .bind(above)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch(&mut *connection)
             .map_ok(row);

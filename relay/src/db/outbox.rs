@@ -57,9 +57,10 @@ pub(crate) struct Read {
 ///
 /// One statement, so one snapshot: a later version of an order is never seen without its earlier
 /// one (invariant 4 rests on it). Each range is read by itself through the primary key, so that a
-/// read costs what it returns, however many rows lie before or behind. The rows are put in order
-/// before their payloads are fetched from where PostgreSQL keeps large ones, and they come as a
-/// stream: what does not fit the bytes is fetched by nobody.
+/// read costs what it returns, however many rows lie before or behind; what lies above, the most by
+/// far, comes in order from there and is not sorted. The rows are put in order before their payloads
+/// are fetched from where PostgreSQL keeps large ones, and they come as a stream: what does not fit
+/// the bytes is fetched by nobody.
 ///
 /// # Errors
 /// Whatever the database says; the read can be repeated.
@@ -70,7 +71,7 @@ pub(crate) async fn read(
     limit: usize,
     bytes: usize,
 ) -> Result<Read, sqlx::Error> {
-    let (from, to) = bounds(open, above);
+    let (from, to) = ends(open);
     let mut connection = pool.acquire().await?;
     let rows = sqlx::query_as!(
         OrderRow,
@@ -80,18 +81,22 @@ pub(crate) async fn read(
                    headers ->> 'traceparent' as traceparent, headers ->> 'tracestate' as tracestate,
                    created_at as "created_at!"
             from (
-                select event.*
-                from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
-                cross join lateral (
-                    select * from outbox where seq between open.from_seq and open.to_seq order by seq limit $3
-                ) as event
-                order by event.seq
-                limit $3
+                (select event.*
+                 from unnest($1::int8[], $2::int8[]) as open(from_seq, to_seq)
+                 cross join lateral (
+                     select * from outbox where seq between open.from_seq and open.to_seq order by seq limit $4
+                 ) as event
+                 order by event.seq
+                 limit $4)
+                union all
+                (select * from outbox where seq > $3 order by seq limit $4)
             ) as event
             order by seq
+            limit $4
             "#,
         &from,
         &to,
+        above,
         i64::try_from(limit).unwrap_or(i64::MAX),
     )
     .fetch(&mut *connection)
@@ -103,10 +108,9 @@ pub(crate) async fn read(
     Ok(read)
 }
 
-/// The lower and the upper ends of what a read looks at: what is open, and all that lies above.
-pub(super) fn bounds(open: &[RangeInclusive<i64>], above: i64) -> (Vec<i64>, Vec<i64>) {
-    let ahead = above + 1..=i64::MAX;
-    open.iter().chain([&ahead]).map(|range| (*range.start(), *range.end())).unzip()
+/// The lower and the upper ends of ranges.
+pub(super) fn ends(ranges: &[RangeInclusive<i64>]) -> (Vec<i64>, Vec<i64>) {
+    ranges.iter().map(|range| (*range.start(), *range.end())).unzip()
 }
 
 /// Takes rows until `bytes` are spent or there are no more; the second value says that there are no more.

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -16,9 +17,10 @@ use super::row::Row;
 /// Bounds of memory and pace. The defaults are the measured ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Events in memory, those with Kafka included.
-    pub events: usize,
-    /// Bytes of payload in memory.
+    /// Events with Kafka.
+    pub in_flight: usize,
+    /// Bytes in memory ([`Row::bytes`]), of what is with Kafka too. More than what may be with Kafka at
+    /// a time: where the events of an order lie side by side, only the first of them may go.
     pub bytes: usize,
     /// Rows of one read.
     pub rows: usize,
@@ -31,7 +33,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            events: 10_000,
+            in_flight: 10_000,
             bytes: 64 << 20,
             rows: 2_000,
             poll: Duration::from_secs(1),
@@ -77,11 +79,11 @@ pub(crate) enum Input {
     /// The transactions that hold the writers' lock, looked up after the latest read ended.
     Holders(Holders),
     /// Kafka has the event, on all in-sync replicas.
-    Acknowledged(i64),
+    Acknowledged(Arc<Row>),
     /// Kafka did not take the event.
     Refused {
         /// The event.
-        seq: i64,
+        event: Arc<Row>,
         /// What that means.
         verdict: Verdict,
         /// The words of the broker or the client library.
@@ -186,7 +188,9 @@ pub(crate) struct Core {
     limits: Limits,
     frontier: Frontier,
     gate: Gate,
-    unsaved: Numbers,
+    /// Settled and not in a checkpoint yet, in no order: putting them in order once, for a checkpoint,
+    /// costs a tenth of keeping them so.
+    unsaved: Vec<RangeInclusive<i64>>,
     /// The rest of the next checkpoint: what changes among the dead letters.
     unsaved_dead: Checkpoint,
     /// Such a change is being saved.
@@ -220,9 +224,9 @@ impl Core {
     pub(crate) fn new(limits: Limits, settled: &Numbers, parked: HashSet<Uuid>) -> Self {
         Self {
             frontier: Frontier::new(settled),
-            gate: Gate::new(limits.events, parked),
+            gate: Gate::new(limits.bytes, parked),
             limits,
-            unsaved: Numbers::new(),
+            unsaved: Vec::new(),
             unsaved_dead: Checkpoint::default(),
             saving_dead: false,
             saving_since: None,
@@ -255,23 +259,23 @@ impl Core {
                 self.look_at = now + self.look_pace;
                 self.look_pace = (self.look_pace * 2).min(*LOOK.end());
             }
-            Input::Acknowledged(seq) => {
-                match self.gate.acknowledged(seq) {
+            Input::Acknowledged(event) => {
+                match self.gate.acknowledged(&event) {
                     Acknowledged::Nothing => {}
-                    Acknowledged::Event => self.unsaved.insert(seq..=seq),
+                    Acknowledged::Event => self.unsaved.push(event.seq..=event.seq),
                     Acknowledged::DeadLetter(ended) => {
-                        self.unsaved_dead.mended.push(seq);
+                        self.unsaved_dead.mended.push(event.seq);
                         self.unsaved_dead.ended.extend(ended);
                     }
                 }
                 self.circuit = None;
             }
-            Input::Refused { seq, verdict: Verdict::Transient, detail } => {
-                self.gate.put_back(seq);
+            Input::Refused { event, verdict: Verdict::Transient, detail } => {
+                self.gate.put_back(&event);
                 self.open_circuit(now, detail);
             }
-            Input::Refused { seq, verdict: Verdict::Permanent, detail } => {
-                let parked = self.gate.refused(seq);
+            Input::Refused { event, verdict: Verdict::Permanent, detail } => {
+                let parked = self.gate.refused(&event);
                 if let Some(seq) = parked.refused {
                     self.park(seq, Some(detail));
                 }
@@ -306,6 +310,11 @@ impl Core {
         if let Some(detail) = self.fatal.take() {
             return Some(Command::Rebuild(detail));
         }
+        // First of all: the next rows come while those before them are handed to Kafka.
+        if let Some(question) = self.next_question(now) {
+            self.reading = true;
+            return Some(question);
+        }
         if self.may_send(now)
             && let Some(due) = self.gate.send_next()
         {
@@ -324,24 +333,11 @@ impl Core {
             self.saving_since = Some(now);
             self.saving_dead = self.unsaved_dead.touches_dead_letters();
             return Some(Command::Checkpoint(Checkpoint {
-                settled: std::mem::take(&mut self.unsaved).into_iter().collect(),
+                settled: joined(std::mem::take(&mut self.unsaved)),
                 ..std::mem::take(&mut self.unsaved_dead)
             }));
         }
-        if self.draining && at_rest && self.saving_since.is_none() {
-            return Some(Command::Done);
-        }
-        if self.reading || self.draining || self.paused {
-            return None;
-        }
-        if self.retries_are_next() {
-            return self.read_retries();
-        }
-        if self.frontier.wants_holders() && now >= self.look_at {
-            self.reading = true;
-            return Some(Command::LookUpHolders);
-        }
-        self.next_read(now)
+        (self.draining && at_rest && self.saving_since.is_none()).then_some(Command::Done)
     }
 
     /// When [`Core::next`] may have something to do although nothing happens; none when only an
@@ -394,9 +390,7 @@ impl Core {
         self.poll_at = now + self.limits.poll;
         let seen: Vec<i64> = rows.iter().map(|row| row.seq).collect();
         let had_holes = self.frontier.hole_count();
-        for range in self.frontier.end_read(&seen, cut).iter() {
-            self.unsaved.insert(range.clone());
-        }
+        self.unsaved.extend(self.frontier.end_read(&seen, cut));
         if self.frontier.hole_count() > had_holes {
             self.look_pace = *LOOK.start();
             self.look_at = self.look_at.min(now + self.look_pace);
@@ -413,6 +407,20 @@ impl Core {
         }
     }
 
+    /// What to ask the database next, one question at a time.
+    fn next_question(&mut self, now: Duration) -> Option<Command> {
+        if self.reading || self.draining || self.paused {
+            return None;
+        }
+        if self.retries_are_next() {
+            return self.read_retries();
+        }
+        if self.frontier.wants_holders() && now >= self.look_at {
+            return Some(Command::LookUpHolders);
+        }
+        self.next_read(now)
+    }
+
     /// Dead letters are read when everything that was decided about them is saved: then those in
     /// the database are all that there are. None of those under way is read a second time, and an
     /// order that shows no others has none (invariant 4 rests on it).
@@ -421,10 +429,9 @@ impl Core {
             return None;
         }
         let limit = self.read_limit()?.min(RETRIED);
-        self.reading = true;
         self.retries_wait = false;
         self.parked_meanwhile = false;
-        Some(Command::ReadRetries { limit, bytes: self.limits.bytes.saturating_sub(self.gate.held_bytes()) })
+        Some(Command::ReadRetries { limit, bytes: self.room() })
     }
 
     fn retries(&mut self, retries: Vec<Retry>) {
@@ -450,27 +457,28 @@ impl Core {
             return None;
         }
         self.rung = false;
-        self.reading = true;
         let mut open = self.frontier.begin_read();
         open.extend(wanted);
-        let bytes = self.limits.bytes.saturating_sub(self.gate.held_bytes());
-        let above = self.frontier.high();
+        let (above, bytes) = (self.frontier.high(), self.room());
         Some(Command::Read { open: open.into_iter().collect(), above, limit, bytes })
     }
 
     /// How many rows memory probably has room for; none when it is full. What bounds memory is the
     /// read's own limit of bytes; this one is a guess that keeps reads from running into it.
     fn read_limit(&self) -> Option<usize> {
-        if self.gate.held() == 0 {
+        if self.gate.is_empty() {
             return Some((self.limits.bytes / self.row_bytes).clamp(1, self.limits.rows));
         }
-        let room = self.limits.events.saturating_sub(self.gate.held());
-        let room_bytes = self.limits.bytes.saturating_sub(self.gate.held_bytes());
-        let limit = self.limits.rows.min(room).min(room_bytes / self.row_bytes);
+        let room = self.room();
+        let limit = self.limits.rows.min(room / self.row_bytes);
         // A full memory is not read into by the spoonful.
-        let full = self.gate.held() > self.limits.events / 2 || room_bytes < self.limits.bytes / 2;
-        let spoonful = full && limit < self.limits.rows / 4;
+        let spoonful = room < self.limits.bytes / 2 && limit < self.limits.rows / 4;
         (limit > 0 && !spoonful).then_some(limit)
+    }
+
+    /// Bytes that memory has room for.
+    fn room(&self) -> usize {
+        self.limits.bytes.saturating_sub(self.gate.held_bytes())
     }
 
     /// Dead letters are read next, before anything else.
@@ -485,6 +493,7 @@ impl Core {
     fn may_send(&self, now: Duration) -> bool {
         !self.draining
             && !self.paused
+            && self.gate.in_flight() < self.limits.in_flight
             && self.circuit.as_ref().is_none_or(|circuit| now >= circuit.until && !circuit.probing)
     }
 
@@ -499,10 +508,23 @@ impl Core {
     }
 
     fn park(&mut self, seq: i64, refusal: Option<String>) {
-        self.unsaved.insert(seq..=seq);
+        self.unsaved.push(seq..=seq);
         self.unsaved_dead.parked.push(ParkedEvent { seq, refusal });
         self.parked_meanwhile = true;
     }
+}
+
+/// The same numbers, ascending, in as few ranges as possible.
+fn joined(mut ranges: Vec<RangeInclusive<i64>>) -> Vec<RangeInclusive<i64>> {
+    ranges.sort_unstable_by_key(|range| *range.start());
+    ranges.dedup_by(|next, range| {
+        let touches = *next.start() <= range.end().saturating_add(1);
+        if touches {
+            *range = *range.start()..=*range.end().max(next.end());
+        }
+        touches
+    });
+    ranges
 }
 
 #[cfg(test)]
@@ -510,11 +532,17 @@ mod tests {
     use super::*;
     use crate::publish::row::testing::row;
 
+    #[test]
+    fn a_checkpoint_is_as_few_ranges_as_possible() {
+        assert_eq!(joined(vec![9..=9, 3..=5, 1..=1, 2..=2, 7..=7, 4..=4]), [1..=5, 7..=7, 9..=9]);
+        assert_eq!(joined(Vec::new()), []);
+    }
+
     /// The checkpoint that [`Core::next`] wants at `now`, everything else done on the way.
     fn checkpoint(core: &mut Core, now: Duration) -> bool {
         while let Some(command) = core.next(now) {
             match command {
-                Command::Send(due) => core.handle(now, Input::Acknowledged(due.row.seq)),
+                Command::Send(due) => core.handle(now, Input::Acknowledged(due.row)),
                 Command::Checkpoint(_) => return true,
                 _ => {}
             }

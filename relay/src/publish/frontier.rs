@@ -117,15 +117,14 @@ impl Frontier {
             }
         }
 
-        let mut fresh = Numbers::new();
-        for &seq in seen.iter().filter(|seq| **seq > self.high) {
-            fresh.insert(seq..=seq);
+        let mut holes = Numbers::new();
+        for &seq in seen {
+            if seq > self.high + 1 {
+                holes.insert(self.high + 1..=seq - 1);
+            }
+            self.high = self.high.max(seq);
         }
-        if let Some(top) = fresh.last().map(|range| *range.end()) {
-            let holes: Numbers = fresh.gaps(&(self.high + 1..=top)).collect();
-            self.high = top;
-            self.found(holes);
-        }
+        self.found(holes);
 
         let mut decided = std::mem::take(&mut self.deciding);
         if looked_until < i64::MAX {

@@ -21,8 +21,10 @@ const LANE_WHEN_CROWDED: usize = 16;
 /// The events of one order, oldest first.
 #[derive(Debug, Default)]
 struct Lane {
-    /// In memory; the front one may be with Kafka.
+    /// In memory.
     queue: VecDeque<Arc<Row>>,
+    /// The front event is with Kafka.
+    flies: bool,
     /// Committed, visible, to be read again when there is room: ascending.
     deferred: VecDeque<i64>,
     /// The front event was refused in company: it goes alone.
@@ -85,8 +87,8 @@ pub(crate) struct Gate {
     lanes: HashMap<Uuid, Lane>,
     /// Orders whose front event may go, oldest first; never one whose front event is with Kafka.
     ready: VecDeque<Uuid>,
-    /// Events with Kafka, and whose they are.
-    flying: HashMap<i64, Uuid>,
+    /// Events with Kafka.
+    in_flight: usize,
     /// Orders with remembered numbers and room for them.
     hungry: HashSet<Uuid>,
     /// Orders of which an event is parked: later ones go behind it.
@@ -96,31 +98,32 @@ pub(crate) struct Gate {
     deferred: usize,
     /// Dead letters in memory.
     retried: usize,
-    capacity: usize,
+    /// Bound of `held_bytes`, which is the reader's to keep.
+    bytes: usize,
 }
 
 impl Gate {
-    /// A gate that holds about `capacity` events. `parked` are the orders that have dead letters.
+    /// A gate that is to hold about so many bytes. `parked` are the orders that have dead letters.
     #[must_use]
-    pub(crate) fn new(capacity: usize, parked: HashSet<Uuid>) -> Self {
+    pub(crate) fn new(bytes: usize, parked: HashSet<Uuid>) -> Self {
         Self {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
-            flying: HashMap::new(),
+            in_flight: 0,
             hungry: HashSet::new(),
             parked,
             held: 0,
             held_bytes: 0,
             deferred: 0,
             retried: 0,
-            capacity,
+            bytes,
         }
     }
 
-    /// Events in memory, those with Kafka included.
+    /// Whether nothing is in memory.
     #[must_use]
-    pub(crate) fn held(&self) -> usize {
-        self.held
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held == 0
     }
 
     /// Bytes of payload in memory.
@@ -132,7 +135,7 @@ impl Gate {
     /// Events with Kafka that are not answered yet.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
-        self.flying.len()
+        self.in_flight
     }
 
     /// Whether dead letters are in memory.
@@ -218,19 +221,21 @@ impl Gate {
     /// The next event that may go, and from now on is with Kafka.
     pub(crate) fn send_next(&mut self) -> Option<Due> {
         while let Some(order) = self.ready.pop_front() {
-            let Some(lane) = self.lanes.get(&order) else { continue };
+            let Some(lane) = self.lanes.get_mut(&order) else { continue };
             let Some(row) = lane.queue.front() else { continue };
-            self.flying.insert(row.seq, order);
+            lane.flies = true;
+            self.in_flight += 1;
             return Some(Due { row: Arc::clone(row), alone: lane.alone });
         }
         None
     }
 
     /// Kafka has acknowledged the event.
-    pub(crate) fn acknowledged(&mut self, seq: i64) -> Acknowledged {
-        let Some(order) = self.flying.remove(&seq) else { return Acknowledged::Nothing };
-        let lane = self.lanes.get_mut(&order);
-        let acknowledged = match lane.and_then(|lane| lane.retry.as_mut()) {
+    pub(crate) fn acknowledged(&mut self, event: &Row) -> Acknowledged {
+        let lane_limit = self.lane_limit();
+        let order = event.aggregate_id;
+        let Some(lane) = flying(&mut self.lanes, event) else { return Acknowledged::Nothing };
+        let acknowledged = match &mut lane.retry {
             Some(retry) if retry.left > 0 => {
                 self.retried -= 1;
                 retry.left -= 1;
@@ -238,51 +243,12 @@ impl Gate {
             }
             _ => Acknowledged::Event,
         };
-        self.pop_front(order);
-        acknowledged
-    }
-
-    /// The event was not taken, for a reason that will pass: it goes again, first of all.
-    pub(crate) fn put_back(&mut self, seq: i64) {
-        let Some(order) = self.flying.remove(&seq) else { return };
-        self.ready.push_front(order);
-    }
-
-    /// The event was refused for good. In company that is a suspicion, and it goes again alone;
-    /// refused alone it is parked, and everything of its order that was read comes with it.
-    pub(crate) fn refused(&mut self, seq: i64) -> Parked {
-        let Some(order) = self.flying.get(&seq).copied() else { return Parked::default() };
-        let Some(lane) = self.lanes.get_mut(&order) else { return Parked::default() };
-        if !lane.alone {
-            lane.alone = true;
-            self.put_back(seq);
-            return Parked::default();
-        }
-        self.flying.remove(&seq);
-        self.hungry.remove(&order);
-        self.parked.insert(order);
-        let lane = self.lanes.remove(&order).unwrap_or_default();
-        self.held -= lane.queue.len();
-        self.held_bytes -= lane.queue.iter().map(|row| row.bytes()).sum::<usize>();
-        self.deferred -= lane.deferred.len();
-        // A retry of which nothing is left in the lane has ended by itself.
-        let retry = lane.retry.filter(|retry| retry.left > 0);
-        self.retried -= retry.as_ref().map_or(0, |retry| retry.left);
-        Parked {
-            refused: Some(seq),
-            failed: retry.map(|retry| retry.id),
-            behind: lane.queue.iter().skip(1).map(|row| row.seq).chain(lane.deferred).collect(),
-        }
-    }
-
-    fn pop_front(&mut self, order: Uuid) {
-        let lane_limit = self.lane_limit();
-        let Some(lane) = self.lanes.get_mut(&order) else { return };
-        if let Some(row) = lane.queue.pop_front() {
-            self.held -= 1;
-            self.held_bytes -= row.bytes();
-        }
+        lane.queue.pop_front();
+        lane.flies = false;
         lane.alone = false;
+        self.in_flight -= 1;
+        self.held -= 1;
+        self.held_bytes -= event.bytes();
         if !lane.queue.is_empty() {
             self.ready.push_back(order);
         }
@@ -293,11 +259,54 @@ impl Gate {
         } else if lane.queue.len() <= lane_limit / 2 {
             self.hungry.insert(order);
         }
+        acknowledged
+    }
+
+    /// The event was not taken, for a reason that will pass: it goes again, first of all.
+    pub(crate) fn put_back(&mut self, event: &Row) {
+        let Some(lane) = flying(&mut self.lanes, event) else { return };
+        lane.flies = false;
+        self.in_flight -= 1;
+        self.ready.push_front(event.aggregate_id);
+    }
+
+    /// The event was refused for good. In company that is a suspicion, and it goes again alone;
+    /// refused alone it is parked, and everything of its order that was read comes with it.
+    pub(crate) fn refused(&mut self, event: &Row) -> Parked {
+        let order = event.aggregate_id;
+        let Some(lane) = flying(&mut self.lanes, event) else { return Parked::default() };
+        if !lane.alone {
+            lane.alone = true;
+            self.put_back(event);
+            return Parked::default();
+        }
+        let lane = self.lanes.remove(&order).unwrap_or_default();
+        self.in_flight -= 1;
+        self.hungry.remove(&order);
+        self.parked.insert(order);
+        self.held -= lane.queue.len();
+        self.held_bytes -= lane.queue.iter().map(|row| row.bytes()).sum::<usize>();
+        self.deferred -= lane.deferred.len();
+        // A retry of which nothing is left in the lane has ended by itself.
+        let retry = lane.retry.filter(|retry| retry.left > 0);
+        self.retried -= retry.as_ref().map_or(0, |retry| retry.left);
+        Parked {
+            refused: Some(event.seq),
+            failed: retry.map(|retry| retry.id),
+            behind: lane.queue.iter().skip(1).map(|row| row.seq).chain(lane.deferred).collect(),
+        }
     }
 
     fn lane_limit(&self) -> usize {
-        if self.held > self.capacity / 2 { LANE_WHEN_CROWDED } else { LANE }
+        if self.held_bytes > self.bytes / 2 { LANE_WHEN_CROWDED } else { LANE }
     }
+}
+
+/// The lane of an event that is with Kafka; none when it is not, whatever an answer says.
+fn flying<'a>(lanes: &'a mut HashMap<Uuid, Lane>, event: &Row) -> Option<&'a mut Lane> {
+    let lane = lanes.get_mut(&event.aggregate_id)?;
+    let front = lane.queue.front().is_some_and(|row| row.seq == event.seq);
+    (lane.flies && front).then_some(lane)
 }
 
 /// What leaves the gate for the dead letters.
@@ -318,6 +327,7 @@ mod tests {
 
     const A: Uuid = Uuid::from_u128(1);
     const B: Uuid = Uuid::from_u128(2);
+    const MEMORY: usize = 1 << 20;
 
     fn sent(gate: &mut Gate) -> Vec<i64> {
         std::iter::from_fn(|| gate.send_next()).map(|due| due.row.seq).collect()
@@ -325,55 +335,55 @@ mod tests {
 
     #[test]
     fn an_event_waits_for_the_earlier_ones_of_its_order_and_for_nothing_else() {
-        let mut gate = Gate::new(100, HashSet::new());
+        let mut gate = Gate::new(MEMORY, HashSet::new());
         for (seq, order) in [(1, A), (2, A), (3, B)] {
             assert!(gate.admit(row(seq, order)).is_none());
         }
         assert_eq!(sent(&mut gate), [1, 3]);
-        gate.put_back(1);
+        gate.put_back(&row(1, A));
         assert_eq!(sent(&mut gate), [1]);
-        assert_eq!(gate.acknowledged(1), Acknowledged::Event);
+        assert_eq!(gate.acknowledged(&row(1, A)), Acknowledged::Event);
         assert_eq!(sent(&mut gate), [2]);
     }
 
     #[test]
     fn what_fails_in_company_goes_alone_and_what_fails_alone_is_parked_with_its_order() {
-        let mut gate = Gate::new(100, HashSet::new());
+        let mut gate = Gate::new(MEMORY, HashSet::new());
         for (seq, order) in [(1, A), (2, A), (3, B), (4, A)] {
             gate.admit(row(seq, order));
         }
         sent(&mut gate);
-        assert_eq!(gate.refused(1), Parked::default());
+        assert_eq!(gate.refused(&row(1, A)), Parked::default());
         let again = gate.send_next().expect("the suspect goes again");
         assert!(again.alone && again.row.seq == 1);
-        assert_eq!(gate.refused(1), Parked { refused: Some(1), failed: None, behind: vec![2, 4] });
+        assert_eq!(gate.refused(&row(1, A)), Parked { refused: Some(1), failed: None, behind: vec![2, 4] });
         assert!(gate.admit(row(5, A)).is_some(), "later events of the order go behind it");
-        assert_eq!(gate.acknowledged(3), Acknowledged::Event);
+        assert_eq!(gate.acknowledged(&row(3, B)), Acknowledged::Event);
         assert_eq!(gate.unsettled(), 0);
     }
 
     #[test]
     fn events_join_the_dead_letters_of_their_order_until_the_last_of_them_is_back_in_the_lane() {
-        let mut gate = Gate::new(100, HashSet::from([A]));
+        let mut gate = Gate::new(MEMORY, HashSet::from([A]));
         let id = Uuid::from_u128(9);
         let some = Retry { id, order: A, rows: vec![row(1, A), row(2, A)], last: false, frees: false };
         assert_eq!(gate.retry(some), None);
         assert!(gate.admit(row(4, A)).is_some(), "there are dead letters outside the lane");
         assert_eq!(sent(&mut gate), [1]);
-        assert_eq!(gate.acknowledged(1), Acknowledged::DeadLetter(None));
+        assert_eq!(gate.acknowledged(&row(1, A)), Acknowledged::DeadLetter(None));
         assert_eq!(sent(&mut gate), [2]);
-        assert_eq!(gate.acknowledged(2), Acknowledged::DeadLetter(None));
+        assert_eq!(gate.acknowledged(&row(2, A)), Acknowledged::DeadLetter(None));
         assert!(!gate.is_retrying() && gate.admit(row(5, A)).is_some());
 
         let rest = Retry { id, order: A, rows: vec![row(3, A), row(4, A)], last: true, frees: true };
         gate.retry(rest);
         assert!(gate.admit(row(6, A)).is_none(), "goes behind in the lane");
         assert_eq!(sent(&mut gate), [3]);
-        assert_eq!(gate.acknowledged(3), Acknowledged::DeadLetter(None));
+        assert_eq!(gate.acknowledged(&row(3, A)), Acknowledged::DeadLetter(None));
         assert!(gate.send_next().is_some_and(|due| due.row.seq == 4));
-        gate.refused(4);
+        gate.refused(&row(4, A));
         gate.send_next();
-        assert_eq!(gate.refused(4), Parked { refused: Some(4), failed: Some(id), behind: vec![6] });
+        assert_eq!(gate.refused(&row(4, A)), Parked { refused: Some(4), failed: Some(id), behind: vec![6] });
         assert!(!gate.is_retrying() && gate.admit(row(7, A)).is_some());
 
         let nothing = Retry { id, order: A, rows: Vec::new(), last: true, frees: true };
@@ -383,12 +393,12 @@ mod tests {
 
     #[test]
     fn a_hot_order_leaves_room_for_the_others_and_loses_nothing() {
-        let mut gate = Gate::new(10_000, HashSet::new());
+        let mut gate = Gate::new(MEMORY, HashSet::new());
         for seq in 1..=1000 {
             gate.admit(row(seq, A));
         }
         gate.admit(row(1001, B));
-        assert_eq!(gate.held(), LANE + 1);
+        assert_eq!(gate.held, LANE + 1);
         assert_eq!(gate.unsettled(), 1001);
         let mut out = Vec::new();
         let mut order_a = 0;
@@ -396,7 +406,7 @@ mod tests {
             for seq in sent(&mut gate) {
                 out.push(seq);
                 order_a += i32::from(seq <= 1000);
-                gate.acknowledged(seq);
+                gate.acknowledged(&row(seq, if seq == 1001 { B } else { A }));
             }
             for range in gate.wanted(usize::MAX) {
                 for seq in range {

@@ -4,7 +4,6 @@
 //! that reads, sends and checkpoints. One publisher is active per sink, by a lease; others stand by.
 
 pub(crate) mod core;
-mod flights;
 pub(crate) mod frontier;
 #[cfg(test)]
 mod frontier_model;
@@ -17,16 +16,17 @@ pub(crate) mod source;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
-use futures_util::future::BoxFuture;
+use chrono::{DateTime, Utc};
+use prometheus::local::LocalHistogram;
 use rdkafka::error::KafkaError;
 use sqlx::PgPool;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::core::{Checkpoint, Command, Core, Input, Limits};
-use self::flights::Flights;
+use self::row::Event;
 use self::source::{Outbox, Source};
 use crate::backoff::Backoff;
 use crate::bell::{self, Bell};
@@ -34,7 +34,7 @@ use crate::db::foreign::Unreadable;
 use crate::db::lease::{self, Acquired, Epoch, Fenced, Renewed, Standing};
 use crate::health::StageHealth;
 use crate::kafka::{self, Answer, Producer};
-use crate::metrics::PublishMetrics;
+use crate::metrics::{PublishMetrics, seconds_since};
 use crate::sink::SinkName;
 use crate::traces::Traces;
 
@@ -253,21 +253,32 @@ enum Ended {
     Rebuild(String),
 }
 
+/// A question to the database that is under way in a task of its own.
+type Asked<T> = AbortOnDropHandle<T>;
+
+/// What the database is asked of.
+#[derive(Clone)]
+struct Of {
+    pool: PgPool,
+    source: Source,
+    sink: SinkName,
+}
+
 /// The shell around one [`Core`].
 struct Term<'a> {
     publisher: &'a Publisher,
     source: &'a Source,
     epoch: Epoch,
     core: Core,
-    flights: Flights,
+    commit_to_ack: LocalHistogram,
     answers: UnboundedReceiver<Answer>,
     started: Instant,
     /// The read, or the look at the locks, that is under way.
-    reader: Option<BoxFuture<'a, Input>>,
+    reader: Option<Asked<Input>>,
     /// The checkpoint that is under way.
-    saver: Option<BoxFuture<'a, Fenced>>,
+    saver: Option<Asked<Fenced>>,
     /// The renewal of the lease that is under way.
-    renewer: Option<BoxFuture<'a, Renewed>>,
+    renewer: Option<Asked<Renewed>>,
     /// Why an operator has it stand still.
     paused: Option<String>,
     /// When the database was last heard of, and Kafka.
@@ -290,7 +301,7 @@ impl<'a> Term<'a> {
             source,
             epoch,
             core,
-            flights: Flights::new(publisher.metrics.clone(), publisher.traces.clone()),
+            commit_to_ack: publisher.metrics.commit_to_ack.local(),
             answers,
             started: now,
             reader: None,
@@ -367,31 +378,26 @@ impl<'a> Term<'a> {
                     if self.core.in_flight() == 1 {
                         self.kafka_answered = Instant::now();
                     }
-                    self.flights.sent(&due);
                     producer.send(&due);
                 }
                 Command::Read { open, above, limit, bytes } => {
-                    let source = self.source;
-                    self.reader = Some(self.database("reading the outbox", move |pool| {
+                    self.reader = Some(self.database("reading the outbox", move |of| {
                         let open = open.clone();
                         async move {
-                            let read = source.read(&pool, &open, above, limit, bytes).await?;
+                            let read = of.source.read(&of.pool, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
                 }
                 Command::ReadRetries { limit, bytes } => {
-                    let (source, sink) = (self.source, &self.publisher.sink);
-                    self.reader = Some(self.database("reading dead letters", move |pool| async move {
-                        source.retries(&pool, sink, limit, bytes).await.map(Input::Retries)
+                    self.reader = Some(self.database("reading dead letters", move |of| async move {
+                        of.source.retries(&of.pool, &of.sink, limit, bytes).await.map(Input::Retries)
                     }));
                 }
                 Command::LookUpHolders => {
-                    let source = self.source;
-                    self.reader =
-                        Some(self.database("looking at the writers' locks", move |pool| async move {
-                            source.lock_holders(&pool).await.map(Input::Holders)
-                        }));
+                    self.reader = Some(self.database("looking at the writers' locks", |of| async move {
+                        of.source.lock_holders(&of.pool).await.map(Input::Holders)
+                    }));
                 }
                 Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
                 Command::Rebuild(reason) => return Some(Ended::Rebuild(reason)),
@@ -411,24 +417,39 @@ impl<'a> Term<'a> {
             match answer {
                 Answer::Event(input) => {
                     self.kafka_answered = Instant::now();
-                    self.flights.answered(&input, clock);
+                    self.count(&input, clock);
                     self.core.handle(now, input);
                 }
                 Answer::Trouble(words) => self.kafka_trouble = words,
             }
         }
-        self.flights.count();
+        self.commit_to_ack.flush();
     }
 
-    fn save(&self, checkpoint: Checkpoint) -> BoxFuture<'a, Fenced> {
+    /// Measures and traces what Kafka has answered at `now`. The row of a foreign table tells no time.
+    fn count(&mut self, input: &Input, now: DateTime<Utc>) {
+        let Publisher { metrics, traces, .. } = self.publisher;
+        match input {
+            Input::Acknowledged(row) => {
+                metrics.published.inc();
+                if let Event::Order(event) = &row.event {
+                    self.commit_to_ack.observe(seconds_since(event.created_at, now));
+                }
+                traces.published(row);
+            }
+            Input::Refused { verdict, .. } => metrics.refused(*verdict),
+            _ => {}
+        }
+    }
+
+    fn save(&self, checkpoint: Checkpoint) -> Asked<Fenced> {
         for event in &checkpoint.parked {
             tracing::error!(outbox.seq = event.seq, reason = event.refusal.as_deref(), "event parked");
         }
-        let (source, sink) = (self.source, &self.publisher.sink);
         let (epoch, ttl, checkpoint) = (self.epoch, self.publisher.lease, Arc::new(checkpoint));
-        self.database("checkpointing", move |pool| {
+        self.database("checkpointing", move |of| {
             let checkpoint = Arc::clone(&checkpoint);
-            async move { source.checkpoint(&pool, sink, epoch, ttl, &checkpoint).await }
+            async move { of.source.checkpoint(&of.pool, &of.sink, epoch, ttl, &checkpoint).await }
         })
     }
 
@@ -455,32 +476,35 @@ impl<'a> Term<'a> {
         }
     }
 
-    fn renew(&self, trouble: Option<String>) -> BoxFuture<'a, Renewed> {
-        let (sink, epoch, ttl) = (&self.publisher.sink, self.epoch, self.publisher.lease);
-        self.database("renewing the lease", move |pool| {
+    fn renew(&self, trouble: Option<String>) -> Asked<Renewed> {
+        let (epoch, ttl) = (self.epoch, self.publisher.lease);
+        self.database("renewing the lease", move |of| {
             let trouble = trouble.clone();
-            async move { lease::renew(&pool, sink, epoch, ttl, trouble.as_deref()).await }
+            async move { lease::renew(&of.pool, &of.sink, epoch, ttl, trouble.as_deref()).await }
         })
     }
 
     /// Does something on the database, and again until the database has answered: everything the
-    /// publisher asks of it can be repeated.
-    fn database<T, F>(&self, what: &'static str, ask: impl Fn(PgPool) -> F + Send + 'a) -> BoxFuture<'a, T>
+    /// publisher asks of it can be repeated. In a task of its own, so that the next rows are decoded
+    /// while those before them are handed to Kafka.
+    fn database<T, F>(&self, what: &'static str, ask: impl Fn(Of) -> F + Send + 'static) -> Asked<T>
     where
         F: Future<Output = Result<T, sqlx::Error>> + Send,
-        T: Send,
+        T: Send + 'static,
     {
         let publisher = self.publisher;
-        Box::pin(async move {
+        let (pool, source, sink) = (publisher.pool.clone(), self.source.clone(), publisher.sink.clone());
+        let (of, health) = (Of { pool, source, sink }, publisher.health.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
             let mut backoff = Backoff::for_outage();
             loop {
-                match ask(publisher.pool.clone()).await {
+                match ask(of.clone()).await {
                     Ok(answer) => return answer,
-                    Err(error) => publisher.health.trouble(format!("PostgreSQL, {what}: {error}")),
+                    Err(error) => health.trouble(format!("PostgreSQL, {what}: {error}")),
                 }
                 tokio::time::sleep(backoff.next_wait()).await;
             }
-        })
+        }))
     }
 
     /// Says how it is, and gives the trouble that Kafka makes, if it does.
@@ -511,14 +535,15 @@ impl<'a> Term<'a> {
 }
 
 /// Waits for what is under way, and clears it; for ever when nothing is. Cancelling loses nothing.
-async fn finish<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
-    match slot {
-        Some(future) => {
-            let output = future.await;
-            *slot = None;
-            output
-        }
-        None => std::future::pending().await,
+async fn finish<T>(slot: &mut Option<Asked<T>>) -> T {
+    let Some(asked) = slot else { return std::future::pending().await };
+    let answer = asked.await;
+    *slot = None;
+    match answer {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Only the end of the process cancels it.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -3,6 +3,7 @@
 //! from one seed. A failure names its seed; `SEED=n cargo test -p relay simulation` runs it again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -80,7 +81,7 @@ const LARGE: usize = 4_000;
 
 /// Memory for about eight small events, and for one large one.
 fn limits() -> Limits {
-    Limits { events: 40, bytes: 5_000, rows: 7, ..Limits::default() }
+    Limits { in_flight: 5, bytes: 5_000, rows: 7, ..Limits::default() }
 }
 
 fn version(row: &Row) -> i32 {
@@ -337,10 +338,10 @@ impl World {
         }
         let index = self.rng.usize(..self.flying.len());
         let (row, alone) = self.flying.swap_remove(index);
-        let seq = row.seq;
-        let refused = |verdict| Input::Refused { seq, verdict, detail: "no".into() };
+        let event = Arc::new(row.clone());
+        let refused = |verdict| Input::Refused { event: Arc::clone(&event), verdict, detail: "no".into() };
         let in_bad_company = !alone && self.flying.iter().any(|(other, _)| self.poison.contains(&other.seq));
-        let input = if self.poison.contains(&seq) || (in_bad_company && self.rng.bool()) {
+        let input = if self.poison.contains(&row.seq) || (in_bad_company && self.rng.bool()) {
             refused(Verdict::Permanent)
         } else if self.faults.refusals && self.rng.u8(..5) == 0 {
             if self.rng.bool() {
@@ -351,7 +352,7 @@ impl World {
             refused(Verdict::Transient)
         } else {
             self.topic.push(row);
-            Input::Acknowledged(seq)
+            Input::Acknowledged(event)
         };
         self.core.handle(self.now, input);
     }
@@ -406,6 +407,7 @@ impl World {
         }
         self.obey();
         let most = limits().bytes + LARGE + OVERHEAD;
+        assert!(self.core.in_flight() <= limits().in_flight);
         assert!(self.core.held_bytes() <= most, "{} bytes in memory", self.core.held_bytes());
     }
 

@@ -108,7 +108,7 @@ pub(super) struct Digest {
 }
 
 impl Digest {
-    pub(super) fn of(attributes: &Attributes, value: &[u8]) -> Self {
+    pub(super) fn of(attributes: &Attributes<impl AsRef<str>>, value: &[u8]) -> Self {
         Self { value: hash(value), headers: hash(attributes.headers().collect::<Vec<_>>()) }
     }
 

@@ -88,7 +88,7 @@ pub(super) async fn run(
     let (producer, answers) =
         Producer::for_replay(kafka, &metrics.client).map_err(|error| Stopped::Failed(error.to_string()))?;
     let mut sender = Sender {
-        gate: Gate::new(usize::try_from(4 * PAGE).unwrap_or(usize::MAX), HashSet::new()),
+        gate: Gate::new(usize::MAX, HashSet::new()),
         producer,
         answers,
         interval: Duration::from_secs(1) / args.rate,
@@ -191,24 +191,25 @@ impl Sender {
     /// Takes an answer; whether it settles anything.
     fn answered(&mut self, input: Input, done: &mut Done) -> Result<bool, Stopped> {
         match input {
-            Input::Acknowledged(seq) => {
-                if self.gate.acknowledged(seq) == Acknowledged::Event {
+            Input::Acknowledged(event) => {
+                if self.gate.acknowledged(&event) == Acknowledged::Event {
                     done.published += 1;
                     self.progress.one_more();
                 }
                 Ok(true)
             }
-            Input::Refused { seq, verdict: Verdict::Transient, detail } => {
-                self.gate.put_back(seq);
+            Input::Refused { event, verdict: Verdict::Transient, detail } => {
+                self.gate.put_back(&event);
                 self.due = Instant::now() + WAIT;
                 self.trouble = detail;
                 Ok(false)
             }
-            Input::Refused { seq, verdict: Verdict::Permanent, detail } => {
-                let parked = self.gate.refused(seq);
+            Input::Refused { event, verdict: Verdict::Permanent, detail } => {
+                let parked = self.gate.refused(&event);
                 if parked.refused.is_some() {
                     eprintln!(
-                        "Kafka refused event number {seq}, and it is left out with the later ones of its order: {detail}"
+                        "Kafka refused event number {}, and it is left out with the later ones of its order: {detail}",
+                        event.seq
                     );
                     done.refused += 1 + i64::try_from(parked.behind.len()).unwrap_or(i64::MAX);
                 }
