@@ -307,8 +307,10 @@ impl Core {
 
     /// What to do now; to be called until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Command> {
-        if let Some(detail) = self.fatal.take() {
-            return Some(Command::Rebuild(detail));
+        if self.fatal.is_some() {
+            // A checkpoint that is under way may still land, and what starts again must know of it.
+            let at_rest = self.saving_since.is_none();
+            return self.fatal.take_if(|_| at_rest).map(Command::Rebuild);
         }
         // First of all: the next rows come while those before them are handed to Kafka.
         if let Some(question) = self.next_question(now) {

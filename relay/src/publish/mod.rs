@@ -13,6 +13,7 @@ pub(crate) mod row;
 mod simulation;
 pub(crate) mod source;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(3);
 /// How often to read while no bell can be heard.
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
+/// How many commands are obeyed before the next look at what has happened.
+const BURST: usize = 256;
 /// Kafka is in trouble when it answers nothing for so long.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -320,8 +323,13 @@ impl<'a> Term<'a> {
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut drain_until = None;
         loop {
-            if let Some(ended) = self.obey(producer) {
-                return ended;
+            let more = match self.obey(producer) {
+                ControlFlow::Break(ended) => return ended,
+                ControlFlow::Continue(more) => more,
+            };
+            if more {
+                // What the database was just asked begins on this thread, when the loop lets go of it.
+                tokio::task::yield_now().await;
             }
             let wake = self.core.wake_at().map(|at| self.started + at);
             tokio::select! {
@@ -349,6 +357,7 @@ impl<'a> Term<'a> {
                     let trouble = self.tell_health();
                     self.renewer = Some(self.renew(trouble));
                 }
+                () = std::future::ready(()), if more => {}
                 () = until(wake) => {}
                 _ = renew.tick() => {
                     self.core.poll_every(if bells.outbox.is_connected() { POLL } else { POLL_WITHOUT_BELL });
@@ -369,10 +378,12 @@ impl<'a> Term<'a> {
         }
     }
 
-    /// Does everything that the core has to do now.
-    fn obey(&mut self, producer: &mut Producer) -> Option<Ended> {
+    /// Does what the core has to do now, and says whether there is more: what happens meanwhile is not
+    /// kept waiting, above all a read that is done and of which the next one waits.
+    fn obey(&mut self, producer: &mut Producer) -> ControlFlow<Ended, bool> {
         let now = self.started.elapsed();
-        while let Some(command) = self.core.next(now) {
+        for _ in 0..BURST {
+            let Some(command) = self.core.next(now) else { return ControlFlow::Continue(false) };
             match command {
                 Command::Send(due) => {
                     if self.core.in_flight() == 1 {
@@ -388,6 +399,7 @@ impl<'a> Term<'a> {
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
+                    return ControlFlow::Continue(true);
                 }
                 Command::ReadRetries { limit, bytes } => {
                     self.reader = Some(self.database("reading dead letters", move |of| async move {
@@ -400,11 +412,11 @@ impl<'a> Term<'a> {
                     }));
                 }
                 Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
-                Command::Rebuild(reason) => return Some(Ended::Rebuild(reason)),
-                Command::Done => return Some(Ended::Drained),
+                Command::Rebuild(reason) => return ControlFlow::Break(Ended::Rebuild(reason)),
+                Command::Done => return ControlFlow::Break(Ended::Drained),
             }
         }
-        None
+        ControlFlow::Continue(true)
     }
 
     fn happened(&mut self, input: Input) {
@@ -495,7 +507,8 @@ impl<'a> Term<'a> {
         let publisher = self.publisher;
         let (pool, source, sink) = (publisher.pool.clone(), self.source.clone(), publisher.sink.clone());
         let (of, health) = (Of { pool, source, sink }, publisher.health.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        #[expect(clippy::disallowed_methods, reason = "the term waits for it, and drops it with itself")]
+        let task = tokio::spawn(async move {
             let mut backoff = Backoff::for_outage();
             loop {
                 match ask(of.clone()).await {
@@ -504,7 +517,8 @@ impl<'a> Term<'a> {
                 }
                 tokio::time::sleep(backoff.next_wait()).await;
             }
-        }))
+        });
+        AbortOnDropHandle::new(task)
     }
 
     /// Says how it is, and gives the trouble that Kafka makes, if it does.
