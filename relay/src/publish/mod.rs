@@ -46,6 +46,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(3);
 /// How often to read while no bell can be heard.
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
+/// How often a standby asks for the lease that may have been given up, when it would not hear of it.
+const ASK_WITHOUT_BELL: Duration = Duration::from_secs(1);
 /// Kafka is in trouble when it answers nothing for so long.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -153,7 +155,8 @@ impl Publisher {
                 Ok(Outcome::Standby(left)) => {
                     backoff.reset();
                     self.health.well("standing by");
-                    left.max(Duration::from_millis(20))
+                    let at_most = if bells.lease.is_connected() { left } else { ASK_WITHOUT_BELL };
+                    left.min(at_most).max(Duration::from_millis(20))
                 }
                 Ok(Outcome::Lost) => {
                     tracing::warn!("the lease went to another relay: standing by");
