@@ -10,6 +10,12 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
+# The release's archive, as Debian keeps it and as the project does.
+PGBOUNCER := 1.24.1
+PGBOUNCER_SHA256 := da72a3aba13072876d055a3e58dd4aba4a5de4ed6148e73033185245598fd3e0
+PGBOUNCER_URLS := http://deb.debian.org/debian/pool/main/p/pgbouncer/pgbouncer_$(PGBOUNCER).orig.tar.gz \
+  https://www.pgbouncer.org/downloads/files/$(PGBOUNCER)/pgbouncer-$(PGBOUNCER).tar.gz
+
 .PHONY: help install demo test bench bench-api bench-relay bench-mail check fmt fuzz compose-check deploy-check sqlx \
   consumers contract contract-check
 
@@ -23,9 +29,9 @@ demo: install ## Run the whole pipeline; ARGS=--once ends by itself
 	cargo build --release --package orders --package relay --package demo --bins
 	@target/release/demo $(ARGS)
 
-test: ## Run every test against a real PostgreSQL, a real Kafka and a real Prometheus
+test: ## Run every test against a real PostgreSQL, a real Kafka, a real PgBouncer and a real Prometheus
 	@demo/install test
-	@$(MAKE) --no-print-directory consumers
+	@$(MAKE) --no-print-directory consumers target/pgbouncer/pgbouncer
 	cargo build --workspace --bins $(EVENTS)
 	target/debug/demo services -- cargo test --workspace $(EVENTS)
 
@@ -41,6 +47,21 @@ target/consumers/readback/built: contract/readback/pom.xml contract/readback/src
 target/consumers/java/built target/consumers/readback/built:
 	mvn --quiet --batch-mode --file $< process-classes
 	@touch $@
+
+# Debian 12 packages one that knows no named prepared statements. Without TLS and c-ares: the tests use neither.
+target/pgbouncer/pgbouncer: target/pgbouncer/pgbouncer-$(PGBOUNCER).tar.gz
+	cd target/pgbouncer && tar xzf $(<F) && cd pgbouncer-$(PGBOUNCER) && \
+	  ./configure --without-openssl --without-cares >../log 2>&1 && $(MAKE) pgbouncer >>../log 2>&1 || { tail -n 20 ../log; exit 1; }
+	mv target/pgbouncer/pgbouncer-$(PGBOUNCER)/pgbouncer $@
+	@rm -r target/pgbouncer/pgbouncer-$(PGBOUNCER)
+
+target/pgbouncer/pgbouncer-$(PGBOUNCER).tar.gz:
+	mkdir -p $(@D)
+	for url in $(PGBOUNCER_URLS); do \
+	  curl --fail --silent --show-error --location --connect-timeout 20 --retry 2 --output $@.part $$url && break; \
+	done
+	echo '$(PGBOUNCER_SHA256)  $@.part' | $$(command -v sha256sum || echo shasum -a 256) -c -
+	mv $@.part $@
 
 contract: ## Write contract/ anew from the types; refuses what breaks a consumer of v1
 	cargo run --package events --features contract --example contract

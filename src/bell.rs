@@ -67,7 +67,7 @@ async fn answer(options: PgConnectOptions, mut rings: mpsc::Receiver<()>) {
 
 async fn notify(options: &PgConnectOptions, slot: &mut Option<PgConnection>) -> Result<(), sqlx::Error> {
     if slot.is_none() {
-        *slot = Some(session::ringing(options).await?);
+        *slot = Some(session::connect(options).await?);
     }
     match slot {
         Some(connection) => session::notify(connection, OUTBOX_CHANNEL).await,

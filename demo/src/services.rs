@@ -1,8 +1,9 @@
-//! Real servers of our own: PostgreSQL and Kafka, each in a directory of the run, on free ports.
+//! Real servers of our own: PostgreSQL, Kafka and PgBouncer, each in a directory of the run, on free ports.
 
 mod disk;
 mod distribution;
 mod kafka;
+mod pgbouncer;
 mod postgres;
 
 use std::io;
@@ -10,8 +11,10 @@ use std::net::TcpListener;
 
 pub use disk::Disk;
 pub use kafka::{Kafka, MockKafka, java_is_there};
+pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 
+use crate::guard;
 use crate::process::ProcessError;
 
 /// Why a server of our own is not there.
@@ -76,6 +79,15 @@ pub struct Extras<'a> {
 /// How often a start is tried again on other ports: another program may take a free port between
 /// our look and the server's bind.
 const STARTS: usize = 3;
+
+/// PostgreSQL and PgBouncer refuse to run as root, and want a user that has a name; this is `nobody`
+/// on Debian.
+const UNPRIVILEGED: u32 = 65534;
+
+/// Whom such a server runs as when it may not be us.
+fn unprivileged() -> io::Result<Option<u32>> {
+    Ok(guard::is_root()?.then_some(UNPRIVILEGED))
+}
 
 /// A port of 127.0.0.1 on which nobody listens.
 ///

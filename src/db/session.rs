@@ -25,16 +25,14 @@ pub(crate) async fn writing(
     Ok(connection)
 }
 
-/// A connection for the bell: its commits need not reach the disk, because a bell is only a hint.
-pub(crate) async fn ringing(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    let mut connection = connect(options).await?;
-    sqlx::query!("select set_config('synchronous_commit', 'off', false)").fetch_one(&mut connection).await?;
-    Ok(connection)
-}
-
-/// Wakes whoever listens on `channel`. The payload says nothing: listeners read the outbox.
+/// Wakes whoever listens on `channel`. The payload says nothing: listeners read the outbox. The
+/// commit need not reach the disk, because a bell is only a hint. That is set for this statement's
+/// transaction alone: through a pooler a setting of the session would stay behind on a connection
+/// that commits orders, and a crash of PostgreSQL would lose what clients were told is there.
 pub(crate) async fn notify(connection: &mut PgConnection, channel: &str) -> Result<(), sqlx::Error> {
-    sqlx::query!("select pg_notify($1, '')", channel).fetch_one(connection).await?;
+    sqlx::query!("select set_config('synchronous_commit', 'off', true), pg_notify($1, '')", channel)
+        .fetch_one(connection)
+        .await?;
     Ok(())
 }
 
@@ -49,7 +47,8 @@ pub(crate) async fn set_local_lock_timeout(
     Ok(())
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+/// A connection without settings of its own.
+pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     tokio::time::timeout(CONNECT_DEADLINE, options.connect()).await.map_err(|_| {
         sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database did not answer"))
     })?

@@ -9,13 +9,11 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use super::distribution::Distribution;
-use super::{Disk, Extras, STARTS, ServiceError, free_port};
+use super::{Disk, Extras, STARTS, ServiceError, free_port, unprivileged};
 use crate::guard;
 use crate::process::{Process, Spec};
 
 const NAME: &str = "PostgreSQL";
-/// PostgreSQL refuses to run as root, and wants a user that has a name; this is `nobody` on Debian.
-const UNPRIVILEGED: u32 = 65534;
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(20);
 
@@ -44,7 +42,7 @@ impl Postgres {
     pub async fn start_with(extras: Extras<'_>) -> Result<Self, ServiceError> {
         let io_failed = |source| ServiceError::Io { service: NAME, source };
         let bin = Distribution::postgres()?.unpacked().await?.join("bin");
-        let user = guard::is_root().map_err(io_failed)?.then_some(UNPRIVILEGED);
+        let user = unprivileged().map_err(io_failed)?;
         let directory = guard::scratch("postgres").map_err(io_failed)?;
         if user.is_some() {
             chown(&directory, user, user).map_err(io_failed)?;

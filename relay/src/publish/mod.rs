@@ -49,6 +49,8 @@ const POLL: Duration = Duration::from_secs(3);
 const POLL_WITHOUT_BELL: Duration = Duration::from_millis(100);
 /// How many commands are obeyed before the next look at what has happened.
 const BURST: usize = 256;
+/// How often a standby asks for the lease that may have been given up, when it would not hear of it.
+const ASK_WITHOUT_BELL: Duration = Duration::from_secs(1);
 /// Kafka is in trouble when it answers nothing for so long.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -156,7 +158,8 @@ impl Publisher {
                 Ok(Outcome::Standby(left)) => {
                     backoff.reset();
                     self.health.well("standing by");
-                    left.max(Duration::from_millis(20))
+                    let at_most = if bells.lease.is_connected() { left } else { ASK_WITHOUT_BELL };
+                    left.min(at_most).max(Duration::from_millis(20))
                 }
                 Ok(Outcome::Lost) => {
                     tracing::warn!("the lease went to another relay: standing by");
