@@ -234,6 +234,42 @@ async fn every_backend_terminated_once_a_second_for_20_seconds_costs_no_event_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_fails_proves_no_rollback_and_an_event_that_was_committed_late_is_published() {
+    let postgres = Postgres::start().await.expect("a PostgreSQL of our own");
+    let database = Database::create_on(&postgres.url()).await;
+    let pool = database.pool().await;
+    sqlx::raw_sql("create role reader login; grant all on all tables in schema public to reader")
+        .execute(&pool)
+        .await
+        .expect("a user whose rights can be taken");
+    let topic = Topic::create(3).await;
+    let mut relay = publisher(&database.url().replace("//postgres@", "//reader@"), &topic, &[]);
+    relay.ready(SOON).await.expect("ready");
+
+    let mut late = pool.begin().await.expect("a transaction");
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         values (gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}')",
+    )
+    .execute(&mut *late)
+    .await
+    .expect("a number is drawn");
+    append(&pool, Uuid::now_v7()).await.expect("committed");
+    settled(&pool, SOON).await;
+
+    // The number of the open transaction is a hole; now it is committed, and no read can show it.
+    sqlx::query("revoke select on outbox from reader").execute(&pool).await.expect("revoked");
+    late.commit().await.expect("committed late");
+    says(&relay, "permission denied").await;
+    // Part of the claim: longer than it takes to see that no writer is left.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    sqlx::query("grant select on outbox to reader").execute(&pool).await.expect("granted");
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    assert_eq!(compare(&pool, &topic, &HashSet::new()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_relays_started_at_once_one_publishes_and_nothing_goes_twice() {
     let database = Database::create().await;
     let pool = database.pool().await;

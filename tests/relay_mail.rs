@@ -128,13 +128,13 @@ async fn a_refused_login_is_an_outage_and_no_failure_of_the_mail() {
     becomes(&pool, id, "sent").await;
 }
 
-/// A CA of our own: its certificate in a file, and what a server on 127.0.0.1 shows.
-fn own_ca(name: &str) -> (PathBuf, Arc<ServerConfig>) {
+/// A CA of our own: its certificate in a file, and what a server shows whose certificate is for `host`.
+fn own_ca(name: &str, host: &str) -> (PathBuf, Arc<ServerConfig>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
     let key = KeyPair::generate().expect("a key");
-    let server = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+    let server = CertificateParams::new([host.to_owned()]).expect("a name");
     let certificate = server.signed_by(&key, &ca).expect("a certificate");
     let file = std::env::temp_dir().join(format!("{name}-{}.pem", Uuid::now_v7()));
     std::fs::write(&file, ca.pem()).expect("written");
@@ -154,7 +154,7 @@ fn own_ca(name: &str) -> (PathBuf, Arc<ServerConfig>) {
 async fn mail_goes_encrypted_by_each_of_the_ways_with_an_own_ca_and_a_login() {
     let database = Database::create().await;
     let pool = database.pool().await;
-    let (ca, config) = own_ca("relay-mail");
+    let (ca, config) = own_ca("relay-mail", "127.0.0.1");
     let login = |plain| Some(Login { user: "shop".into(), password: "p@ss word".into(), plain });
     let ways = [
         (Tls::Implicit(Arc::clone(&config)), login(true), "smtps", ""),
@@ -176,6 +176,29 @@ async fn mail_goes_encrypted_by_each_of_the_ways_with_an_own_ca_and_a_login() {
         let _relay = mailer(&database, &url, &[("SMTP_CA_FILE", ca.to_str().expect("a path"))]);
         becomes(&pool, id, "sent").await;
         assert_eq!(mailbox.count(), 1, "{told}");
+    }
+    std::fs::remove_file(ca).expect("removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_the_certificate_of_another_host_gets_no_mail() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let (ca, config) = own_ca("relay-mail-other-host", "mail.example");
+    let ways = [
+        (Tls::Implicit(Arc::clone(&config)), "smtps", ""),
+        (Tls::StartTls(Arc::clone(&config)), "smtp", "?tls=required"),
+        (Tls::StartTls(config), "smtp", "?tls=opportunistic"),
+    ];
+    let id = notification(&pool, "ada@example.com").await;
+    for (tls, scheme, query) in ways {
+        let mailbox =
+            Mailbox::start_with(0, Manners { tls: Some(tls), login: None }).await.expect("a mailbox");
+        let url = format!("{scheme}://{}{query}", mailbox.address());
+        let mut relay = mailer(&database, &url, &[("SMTP_CA_FILE", ca.to_str().expect("a path"))]);
+        eventually("the outage to be told", SOON, async || tells_of_an_outage(&relay).await).await;
+        relay.terminate().await.expect("stopped");
+        assert_eq!((mail(&pool, id).await.0.as_str(), mailbox.count()), ("pending", 0), "{scheme} {query}");
     }
     std::fs::remove_file(ca).expect("removed");
 }
@@ -318,8 +341,23 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
     becomes(&pool, cyd, "unknown").await;
     becomes(&pool, dan, "unknown").await;
 
+    // What is held is not sent again, however long nobody settles it: what comes later overtakes it.
+    sqlx::query(
+        "update notifications set next_attempt_at = now() - interval '1 day' where state = 'unknown'",
+    )
+    .execute(&pool)
+    .await
+    .expect("time passes");
+    let later = notification(&pool, "later@example.com").await;
+    becomes(&pool, later, "sent").await;
+    for id in [cyd, dan] {
+        assert_eq!(mail(&pool, id).await.0, "unknown", "it is held");
+    }
+
     let list = relay_mail(&database, &["list"]).await.expect("listed");
     assert!(list.contains("a…@example.com") && !list.contains("ada@example.com"), "{list}");
+    let masked = relay_mail(&database, &["list", "--json"]).await.expect("listed");
+    assert!(masked.contains("a…@example.com") && !masked.contains("ada@example.com"), "{masked}");
     let json: Value = serde_json::from_str(
         &relay_mail(&database, &["list", "--state", "failed", "--json", "--show-addresses"])
             .await
@@ -333,6 +371,8 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
     assert_eq!(of_order.lines().count(), 1, "{of_order}");
     let show = relay_mail(&database, &["show", &bob.to_string()]).await.expect("shown");
     assert!(show.contains("b…@example.com") && show.contains("550"), "{show}");
+    let show = relay_mail(&database, &["show", &bob.to_string(), "--json"]).await.expect("shown");
+    assert!(show.contains("b…@example.com") && !show.contains("bob@example.com"), "{show}");
 
     // Only what is unknown is resolved, only what has not been sent is retried, and nothing by halves.
     relay_mail(&database, &["resolve", &ada.to_string(), "--sent"]).await.expect_err("it is sent");

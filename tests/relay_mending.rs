@@ -145,6 +145,21 @@ async fn page(relay: &Server) -> Option<(u16, Value)> {
     Some((answer.status().as_u16(), answer.json().await.ok()?))
 }
 
+/// Waits until its holder has prolonged the lease by five seconds: longer than between two reads.
+async fn prolonged(pool: &PgPool) {
+    let lease = async || -> Option<(String, f64)> {
+        let sql = "select holder, extract(epoch from lease_until)::float8 from relay_sinks";
+        sqlx::query_as(sql).fetch_one(pool).await.ok()
+    };
+    let (holder, until) = lease().await.expect("a lease");
+    eventually("the lease to be prolonged", SOON, async || {
+        let (now, at) = lease().await?;
+        assert_eq!(now, holder, "the lease went to another");
+        (at > until + 5.0).then_some(())
+    })
+    .await;
+}
+
 async fn says_paused(relay: &Server, reason: &str) {
     eventually("the publisher to stand still", SOON, async || {
         let (status, page) = page(relay).await?;
@@ -167,20 +182,15 @@ async fn a_paused_publisher_stands_still_and_so_does_its_successor_until_it_is_r
     assert_eq!((&paused["paused"], &paused["wasPaused"]), (&true.into(), &false.into()));
     says_paused(&relay, "Kafka moves").await;
     place.commit(order, 2, "{}").await;
-    let lease = "select (holder, lease_until)::text from relay_sinks";
-    let held: String = sqlx::query_scalar(lease).fetch_one(&place.pool).await.expect("a lease");
-    eventually("the lease to be prolonged", SOON, async || {
-        let now: String = sqlx::query_scalar(lease).fetch_one(&place.pool).await.ok()?;
-        let holder = held.split(',').next();
-        (now != held && now.split(',').next() == holder).then_some(())
-    })
-    .await;
+    prolonged(&place.pool).await;
+    assert_eq!(place.topic.read().await.len(), 1, "nothing is published meanwhile");
 
     // Nothing was under way, so its successor repeats nothing.
     relay.kill().expect("killed");
     let successor = place.publisher().await;
     says_paused(&successor, "Kafka moves").await;
-    assert_eq!(place.topic.read().await.len(), 1, "nothing was published meanwhile");
+    prolonged(&place.pool).await;
+    assert_eq!(place.topic.read().await.len(), 1, "nor by its successor");
 
     assert!(place.relay(&["resume", "--by", "grace"]).await.contains("goes on"));
     settled(&place.pool, SOON).await;
@@ -277,6 +287,50 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 2, 3, 4]);
     assert_eq!(place.dead().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_in_the_middle_of_a_retry_lose_no_dead_letter_keep_their_order_and_leave_none_parked() {
+    let place = Place::new(1).await;
+    let order = Uuid::now_v7();
+    place.commit(order, 1, &oversized()).await;
+    // More than are read back at a time.
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', $1, version, 'order.created.v1', '{}'
+         from generate_series(2, 1500) version order by version",
+    )
+    .bind(order)
+    .execute(&place.pool)
+    .await
+    .expect("events behind it");
+    let mut relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    place.parked(&(1..=1500).collect::<Vec<_>>()).await;
+    place.allow_large_messages().await;
+
+    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    let left = async || -> (i64, i64) {
+        sqlx::query_as("select (select count(*) from relay_dead), (select count(*) from relay_retries)")
+            .fetch_one(&place.pool)
+            .await
+            .expect("counted")
+    };
+    for at_most in [1_450, 1_000, 500] {
+        eventually("the retry to be under way", SOON, async || (left().await.0 <= at_most).then_some(()))
+            .await;
+        relay.kill().expect("killed");
+        let (letters, asked) = left().await;
+        assert!(letters > 0 && asked == 1, "{letters} dead letters: it was in the middle");
+        // The lease of the dead one is waited for.
+        relay = place.publisher().await;
+    }
+    place.nothing_is_retried().await;
+    assert_eq!(place.dead().await, [], "none is parked for ever");
+    place.commit(order, 1501, "{}").await;
+    settled(&place.pool, SOON).await;
+    compare(&place.pool, &place.topic, &HashSet::new()).await;
+    assert_eq!(place.dead().await, [], "the order goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,7 +467,7 @@ async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
             .fetch_optional(&place.pool)
             .await
             .ok()??;
-        (position > 0).then_some(())
+        (position > 80).then_some(())
     })
     .await;
     let pid = replay.id().expect("it runs").to_string();
@@ -425,16 +479,69 @@ async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
     assert!(list[0]["published"].as_i64().is_some_and(|n| (1..200).contains(&n)), "{list}");
 
     let id = list[0]["id"].to_string();
+    let before = elsewhere.read().await.len();
+    assert!((1..200).contains(&before), "{before} events before the stop");
     place.relay(&["replay", "--continue", &id]).await;
     assert_eq!(place.json(&["replay", "list"]).await[0]["state"], "done");
     let messages = elsewhere.read().await;
     assert!(messages.iter().all(|message| message.header("replayed") == Some("true")));
-    compare_with(&place.pool, &messages, &HashSet::new()).await;
+    // What was done before the stop is done: only the page that was under way comes again.
+    let repeats = compare_with(&place.pool, &messages, &HashSet::new()).await;
+    assert!(repeats <= 40, "{repeats} of {before} events came again");
     assert_eq!(
         compare(&place.pool, &place.topic, &HashSet::new()).await,
         0,
         "live publishing did not notice"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_takes_what_its_filters_mean_and_nothing_that_was_not_published() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(1).await;
+    let (one, other, parked) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    for version in 1..=3 {
+        place.commit(one, version, "{}").await;
+        place.commit(other, version, "{}").await;
+    }
+    place.commit(parked, 1, "{}").await;
+    place.commit(parked, 2, &oversized()).await;
+    place.commit(parked, 3, "{}").await;
+    let aged = "update outbox set type = case when version = 3 then 'order.cancelled.v1' else type end,
+                created_at = timestamptz '2026-01-01 00:00:00Z' + make_interval(days => version)";
+    sqlx::query(aged).execute(&place.pool).await.expect("time passes");
+    let _relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    place.parked(&[2, 3]).await;
+    let second: Uuid = sqlx::query_scalar("select event_id from relay_dead where version = 2")
+        .fetch_one(&place.pool)
+        .await
+        .expect("an event");
+    place.relay(&["dead", "discard", "--event", &second.to_string(), "--reason", "a test"]).await;
+    let seq: i64 = sqlx::query_scalar("select seq from outbox where aggregate_id = $1 and version = 2")
+        .bind(one)
+        .fetch_one(&place.pool)
+        .await
+        .expect("a number");
+
+    let (ones, seq) = (one.to_string(), seq.to_string());
+    let cases: [(&[&str], [&[i32]; 3]); 6] = [
+        (&["--order", &ones], [&[1, 2, 3], &[], &[]]),
+        (&["--type", "order.cancelled.v1"], [&[3], &[3], &[]]),
+        (&["--from", "2026-01-03T00:00:00Z"], [&[2, 3], &[2, 3], &[]]),
+        (&["--from", "1", "--to", "2026-01-02T12:00:00Z"], [&[1], &[1], &[1]]),
+        (&["--from", &seq, "--to", &seq], [&[2], &[], &[]]),
+        (&["--from", "1"], [&[1, 2, 3], &[1, 2, 3], &[1]]),
+    ];
+    let mut before = 0;
+    for (filter, expected) in cases {
+        place.relay(&[&["replay", "--to-topic", elsewhere.name()], filter].concat()).await;
+        let messages = elsewhere.read().await;
+        let news = &messages[before..];
+        let got = [one, other, parked].map(|order| versions(news, order));
+        assert_eq!(got.each_ref().map(Vec::as_slice), expected, "{filter:?}");
+        before = messages.len();
+    }
 }
 
 /// Beside this test's own file, one folder up.
@@ -448,9 +555,15 @@ fn program() -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
     let place = Place::new(2).await;
-    for order in std::iter::repeat_with(Uuid::now_v7).take(500) {
-        place.commit(order, 1, "{}").await;
-    }
+    // More than one read takes, and so that most of them wait for an earlier one of their order.
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', md5(n::text)::uuid, version, 'order.created.v1', '{}'
+         from generate_series(1, 500) n, generate_series(1, 8) version order by n, version",
+    )
+    .execute(&place.pool)
+    .await
+    .expect("a backlog");
     let down = [("DATABASE_URL", place.database.url()), ("KAFKA_BROKERS", "127.0.0.1:1")];
     match demo::programs::run("relay", &["once", "--timeout", "1"], &down).await {
         Err(ProcessError::Ended { status, log, .. }) => {

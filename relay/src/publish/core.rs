@@ -553,6 +553,34 @@ mod tests {
     }
 
     #[test]
+    fn a_producer_beyond_use_is_replaced_and_what_was_with_it_is_settled_by_nobody() {
+        let now = Duration::from_secs(1);
+        let mut core = Core::new(Limits::default(), &Numbers::new(), HashSet::new());
+        let rows = (1..=3).map(|seq| row(seq, Uuid::from_u128(seq.unsigned_abs().into()))).collect();
+        core.handle(now, Input::Rows { rows, cut: false });
+        let mut sent = Vec::new();
+        while let Some(command) = core.next(now) {
+            if let Command::Send(due) = command {
+                sent.push(due.row);
+            }
+        }
+        assert_eq!(sent.len(), 3);
+        core.handle(now, Input::Acknowledged(Arc::clone(&sent[0])));
+        core.handle(now, Input::BeyondUse("fatal".to_owned()));
+        let next = core.next(now);
+        assert!(matches!(&next, Some(Command::Rebuild(words)) if words == "fatal"), "{next:?}");
+        // Were there no new producer, nothing of what the old one had would be settled.
+        let later = now + Duration::from_secs(60);
+        while let Some(command) = core.next(later) {
+            match command {
+                Command::Checkpoint(checkpoint) => assert_eq!(checkpoint.settled, [1..=1]),
+                Command::Send(due) => panic!("{due:?} while its order is with Kafka"),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
     fn a_checkpoint_that_waited_for_the_database_does_not_put_off_the_next_one_for_long() {
         let mut core = Core::new(Limits::default(), &Numbers::new(), HashSet::new());
         let second = Duration::from_secs;

@@ -1,6 +1,6 @@
 //! The whole publisher in a deterministic simulation: random interleavings of commits, rollbacks,
-//! savepoints, reads, lock look-ups, acknowledgements, refusals, checkpoints and crashes, all
-//! from one seed. A failure names its seed; `SEED=n cargo test -p relay simulation` runs it again.
+//! savepoints, reads, lock look-ups, acknowledgements, refusals, checkpoints, producers beyond use and
+//! crashes, all from one seed. A failure names its seed; `SEED=n cargo test -p relay simulation` runs it again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ struct Faults {
     crashes: bool,
     refusals: bool,
     poison: bool,
+    /// Now and then the producer is beyond use.
+    fatal: bool,
     /// Operators pause, resume, mend what was refused, retry and discard.
     operators: bool,
 }
@@ -68,6 +70,8 @@ struct World {
     topic: Vec<Row>,
     flying: Vec<(Row, bool)>,
     limbo: Vec<Row>,
+    /// The producer is beyond use: it answers nothing any more.
+    broken: bool,
     // The publisher.
     core: Core,
     reader: Option<Question>,
@@ -113,6 +117,7 @@ impl World {
             topic: Vec::new(),
             flying: Vec::new(),
             limbo: Vec::new(),
+            broken: false,
             core: Core::new(limits(), &Numbers::new(), HashSet::new()),
             reader: None,
             saver: None,
@@ -333,7 +338,7 @@ impl World {
             let index = self.rng.usize(..self.limbo.len());
             self.topic.push(self.limbo.swap_remove(index));
         }
-        if self.flying.is_empty() {
+        if self.flying.is_empty() || self.broken {
             return;
         }
         let index = self.rng.usize(..self.flying.len());
@@ -357,8 +362,26 @@ impl World {
         self.core.handle(self.now, input);
     }
 
-    fn crash(&mut self) {
+    /// The producer can do nothing more. It says so by itself or of one event, and of the others it says
+    /// nothing.
+    fn break_producer(&mut self) {
+        self.broken = true;
+        let detail = "fatal".to_owned();
+        let input = match self.flying.first() {
+            Some((row, _)) if self.rng.bool() => {
+                let event = Arc::new(row.clone());
+                Input::Refused { event, verdict: Verdict::Fatal, detail }
+            }
+            _ => Input::BeyondUse(detail),
+        };
+        self.core.handle(self.now, input);
+    }
+
+    /// The publisher starts again from the database: in a new process after a crash, in the same one with
+    /// a new producer. What was with the old one is written or lost.
+    fn start_again(&mut self) {
         self.faulted = true;
+        self.broken = false;
         self.reader = None;
         if let Some((checkpoint, false)) = self.saver.take()
             && self.rng.bool()
@@ -378,7 +401,8 @@ impl World {
     fn obey(&mut self) {
         while let Some(command) = self.core.next(self.now) {
             let saves = matches!(command, Command::Checkpoint(_));
-            assert!(saves || !self.told_to_pause, "paused, and yet {command:?}");
+            let rebuilds = matches!(command, Command::Rebuild(_));
+            assert!(saves || rebuilds || !self.told_to_pause, "paused, and yet {command:?}");
             match command {
                 Command::Send(due) => self.flying.push(((*due.row).clone(), due.alone)),
                 Command::Checkpoint(checkpoint) => {
@@ -389,6 +413,7 @@ impl World {
                     assert!(self.reader.is_none(), "one question at a time");
                     self.reader = Some(Question::Asked(question));
                 }
+                Command::Rebuild(_) if self.faults.fatal => self.start_again(),
                 Command::Rebuild(_) | Command::Done => unreachable!("not asked for"),
             }
         }
@@ -402,7 +427,8 @@ impl World {
             11..=12 => self.save(),
             14 if self.faults.operators && writing && self.rng.u8(..4) == 0 => self.operate(),
             15 if self.faults.operators => self.renew(),
-            13 if self.faults.crashes && writing && self.rng.u8(..10) == 0 => self.crash(),
+            13 if self.faults.crashes && writing && self.rng.u8(..10) == 0 => self.start_again(),
+            16 if self.faults.fatal && writing && self.rng.u8(..10) == 0 => self.break_producer(),
             _ => self.kafka(),
         }
         self.obey();
@@ -506,20 +532,26 @@ fn simulate(faults: Faults) {
 
 #[test]
 fn without_faults_everything_committed_is_published_once_and_in_order() {
-    simulate(Faults { crashes: false, refusals: false, poison: false, operators: false });
+    simulate(Faults { crashes: false, refusals: false, poison: false, fatal: false, operators: false });
 }
 
 #[test]
 fn crashes_and_lost_answers_repeat_events_but_lose_and_reorder_none() {
-    simulate(Faults { crashes: true, refusals: true, poison: false, operators: false });
+    simulate(Faults { crashes: true, refusals: true, poison: false, fatal: false, operators: false });
+}
+
+#[test]
+fn a_producer_beyond_use_is_replaced_and_costs_no_event_and_no_order() {
+    simulate(Faults { crashes: false, refusals: true, poison: false, fatal: true, operators: false });
+    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: true, operators: true });
 }
 
 #[test]
 fn a_poisonous_event_takes_its_own_order_aside_and_no_other() {
-    simulate(Faults { crashes: true, refusals: true, poison: true, operators: false });
+    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: false, operators: false });
 }
 
 #[test]
 fn dead_letters_that_are_retried_come_in_order_and_let_their_order_go_on() {
-    simulate(Faults { crashes: true, refusals: true, poison: true, operators: true });
+    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: false, operators: true });
 }
