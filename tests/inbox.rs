@@ -435,6 +435,69 @@ async fn a_commit_whose_answer_is_lost_in_an_outage_of_postgresql_is_no_second_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_postgresql_longer_than_the_poll_interval_costs_no_member_its_place() {
+    const INTERVAL: Duration = Duration::from_secs(6);
+    let team = Team::new(4).await;
+    let world = Arc::new(World::default());
+    let proxy = Proxy::before(team.database.url()).await;
+    let mut settings = team.settings();
+    settings.batch = 10;
+    settings.kafka.set("max.poll.interval.ms", INTERVAL.as_millis().to_string());
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let pool = PgPool::connect(&proxy.url()).await.unwrap();
+        members.push(Running::start(settings.clone(), pool, Applies::<false>(Arc::clone(&world))));
+    }
+    let group = settings.group.clone();
+    let before = eventually("two members", SOON, async || {
+        let members = members_of(team.topic.brokers(), &group).await?;
+        (members.len() == 2).then_some(members)
+    })
+    .await;
+    proxy.set(Mode::Refuse);
+    let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+               where datname = current_database() and pid <> pg_backend_pid()";
+    assert!(team.count(sql).await >= 2, "the open connections too");
+    let orders: Vec<_> = (0..400).map(|_| OrderId::new()).collect();
+    for order in &orders {
+        team.send(&event(*order, 1)).await;
+    }
+    world.told("PostgreSQL").await;
+    let end = tokio::time::Instant::now() + INTERVAL * 3;
+    while tokio::time::Instant::now() < end {
+        let now = members_of(team.topic.brokers(), &group).await;
+        assert_eq!(now.as_ref(), Some(&before), "no member leaves, and no rebalance begins");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    proxy.set(Mode::Pass);
+    let all = i64::try_from(orders.len()).unwrap();
+    eventually("every event to be applied", SOON, async || {
+        (team.count("select count(distinct event_id) from applied").await == all).then_some(())
+    })
+    .await;
+    assert_eq!(team.count("select count(*) from applied").await, all, "none twice");
+    for member in members {
+        member.stop().await;
+    }
+    nothing_unhandled_is_committed(&team).await;
+}
+
+/// The ids of the group's members; none while they are not all at work.
+async fn members_of(brokers: &str, group: &str) -> Option<Vec<String>> {
+    let (brokers, group) = (brokers.to_owned(), group.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+        let groups = consumer.fetch_group_list(Some(&group), SOON).ok()?;
+        let group = groups.groups().first().filter(|group| group.state() == "Stable")?;
+        let mut ids: Vec<_> = group.members().iter().map(|member| member.id().to_owned()).collect();
+        ids.sort();
+        Some(ids)
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rebalances_and_aborts_under_load_apply_every_event_once_and_commit_nothing_unhandled() {
     const ORDERS: usize = 400;
     let team = Team::new(6).await;

@@ -782,9 +782,9 @@ async fn topic_apply_creates_once_raises_never_reduces_and_moves_orders_only_whe
 
     let (code, report) =
         at.json(&["topic", "apply", "--partitions", "3", "--retention", "14d", "--dry-run"]).await;
-    assert_eq!((code, changes(&report)), (3, 1));
+    assert_eq!((code, changes(&report)), (3, 2), "the topic and that of the dead letters");
     let (code, report) = at.json(&["topic", "apply", "--partitions", "3", "--retention", "14d"]).await;
-    assert_eq!((code, changes(&report)), (0, 1), "the dry run made nothing");
+    assert_eq!((code, changes(&report)), (0, 2), "the dry run made nothing");
     assert_severity(&report, "topic replication", "warning");
     assert_severity(&report, "min.insync.replicas", "warning");
     for check in ["unclean.leader.election.enable", "max.message.bytes", "cleanup.policy", "topic retention"]

@@ -12,7 +12,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
 use sqlx::PgPool;
+use uuid::Uuid;
 
 const SOON: Duration = Duration::from_secs(120);
 const NO_MAIL: &str = "smtp://127.0.0.1:1";
@@ -157,4 +159,142 @@ async fn two_notifiers_through_five_rebalances_under_load_make_one_mail_per_orde
         orders.iter().map(|order| format!("confirmation.{order}.1@localhost")).collect();
     assert_eq!(mailbox.message_ids().into_keys().collect::<HashSet<_>>(), expected);
     assert_eq!(mailbox.count(), ORDERS, "one mail per order");
+}
+
+/// Runs a command of the relay with `--json`; gives its exit code and what it printed.
+async fn command(database: &Database, topic: &Topic, dead: &str, arguments: &[&str]) -> (i32, Value) {
+    let mut program = std::env::current_exe().expect("this file");
+    program.pop();
+    program.pop();
+    let output = tokio::process::Command::new(program.join("relay"))
+        .args(arguments)
+        .arg("--json")
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .env("KAFKA_BROKERS", topic.brokers())
+        .env("KAFKA_TOPIC", topic.name())
+        .env("NOTIFY_DEAD_TOPIC", dead)
+        .env("RELAY_OPERATOR", "ada")
+        .output()
+        .await
+        .expect("the relay is built");
+    let printed = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output.status.code().expect("it ends by itself"), printed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_handled_or_gives_it_up() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(2).await;
+    let group = format!("notify-{}", topic.name());
+    // It does not exist yet.
+    let dead = format!("{}.dead", topic.name());
+    // The cause that an operator can mend: what this order's notification is refused for.
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as
+           $$ begin raise exception 'this recipient is not allowed'; end $$;
+         create trigger refuse before insert on notifications for each row
+           when (new.recipient = 'poison@example.com') execute function refuse()",
+    )
+    .execute(&pool)
+    .await
+    .expect("a trigger");
+    let api = started(Server::orders(database.url(), &[])).await;
+    let stages = ["publish", "notify"];
+    let settings = [("NOTIFY_GROUP", group.as_str()), ("NOTIFY_DEAD_TOPIC", dead.as_str())];
+    let (url, brokers) = (database.url(), topic.brokers());
+    let relay = Server::relay_stages(&stages, url, brokers, topic.name(), NO_MAIL, &settings);
+    let relay = started(relay).await;
+    let http = reqwest::Client::new();
+    let body = serde_json::json!({"customerId": 1, "amountCents": 5, "customerEmail": "poison@example.com"});
+    let request = http.post(format!("{}/orders", api.url())).header("idempotency-key", "poison");
+    let answer: Value = request.json(&body).send().await.expect("answered").json().await.expect("JSON");
+    let poison = answer["orderId"].as_str().expect("an order").to_owned();
+
+    // An event whose data is not what its type says, and a later one of its order.
+    let original = eventually("the event", SOON, async || topic.read().await.pop()).await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", topic.brokers()).create().expect("a producer");
+    let malformed = Uuid::now_v7().to_string();
+    let ids = [Uuid::now_v7().to_string(), Uuid::now_v7().to_string()];
+    for (id, version) in ids.iter().zip(["1", "2"]) {
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in &original.headers {
+            let value = match key.as_str() {
+                "ce_id" => id.as_bytes(),
+                "ce_subject" => malformed.as_bytes(),
+                "ce_orderversion" => version.as_bytes(),
+                // No mail is made of a type that is not known: that is no refusal.
+                "ce_type" if version == "2" => b"order.looked-at.v1",
+                _ => value,
+            };
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let record = FutureRecord::to(topic.name()).key(&malformed).payload("{}").headers(headers);
+        producer.send(record, SOON).await.expect("delivered");
+    }
+    let stuck = eventually("both to lie aside", SOON, async || {
+        let (_, list) = command(&database, &topic, &dead, &["inbox", "list", "--consumer", "notify"]).await;
+        let stuck = list["stuck"].as_array()?.clone();
+        (stuck.len() == 2 && stuck.iter().any(|stuck| stuck["behind"] == 1)).then_some(stuck)
+    })
+    .await;
+    let of = |order: &str| stuck.iter().find(|stuck| stuck["orderId"] == order).expect("listed");
+    assert!(of(&poison)["reason"].as_str().is_some_and(|why| why.contains("not allowed")), "{stuck:?}");
+    assert!(of(&malformed)["reason"].as_str().is_some_and(|why| why.contains("malformed")), "{stuck:?}");
+    // All other orders go on, while the missing topic is told.
+    order(&http, api.url(), "innocent").await.expect("an order");
+    eventually("the innocent to be notified", SOON, async || {
+        (rows(&pool, "select count(*) from notifications").await == 1).then_some(())
+    })
+    .await;
+    eventually("the missing topic to be told", SOON, async || {
+        let page = http.get(format!("{}/readyz", relay.url())).send().await.ok()?.text().await.ok()?;
+        page.contains(&dead).then_some(())
+    })
+    .await;
+    let (code, applied) = command(&database, &topic, &dead, &["topic", "apply"]).await;
+    assert_eq!((code, applied["changes"].as_array().map(Vec::len)), (0, Some(1)), "{applied:#}");
+    let letters = eventually("the dead letters", SOON, async || {
+        let letters = demo::topic::read(topic.brokers(), &dead, SOON).await.ok()?;
+        (letters.len() >= 3).then_some(letters)
+    })
+    .await;
+    let letter = letters.iter().find(|letter| letter.header("ce_id") == Some(&ids[0])).expect("forwarded");
+    for (name, value) in original.headers.iter().filter(|(name, _)| name == "ce_source" || name == "ce_type")
+    {
+        assert_eq!(letter.header(name).map(str::as_bytes), Some(value.as_slice()), "the original headers");
+    }
+    assert!(letter.header("dead_reason").is_some_and(|why| why.contains("malformed")));
+
+    // The commands that look.
+    let (_, status) = command(&database, &topic, &dead, &["status"]).await;
+    let aside = serde_json::json!([{"consumer": "notify", "events": 3, "orders": 2}]);
+    assert_eq!(status["aside"], aside);
+    let (_, life) = command(&database, &topic, &dead, &["explain", &poison]).await;
+    let why = life["events"][0]["reason"].as_str().expect("a reason");
+    assert!(why.contains("not allowed") && why.contains("relay inbox retry"), "{why}");
+    let (_, shown) = command(&database, &topic, &dead, &["inbox", "show", &ids[0]]).await;
+    assert_eq!((&shown[0]["data"], &shown[0]["cause"]), (&"{}".into(), &"refused".into()), "{shown:#}");
+
+    // Refused again, then mended; a dry run asks for nothing.
+    let retry = ["inbox", "retry", &poison, "--wait", "60"];
+    assert_eq!(command(&database, &topic, &dead, &retry).await.0, 3, "refused again");
+    sqlx::raw_sql("drop trigger refuse on notifications").execute(&pool).await.expect("mended");
+    let (code, planned) = command(&database, &topic, &dead, &["inbox", "retry", "--all", "--dry-run"]).await;
+    assert_eq!((code, planned["stuck"].as_array().map(Vec::len)), (0, Some(2)));
+    assert_eq!(rows(&pool, "select count(*) from inbox_blocked where release is not null").await, 0);
+    assert_eq!(command(&database, &topic, &dead, &retry).await.0, 0, "handled");
+    assert_eq!(rows(&pool, "select count(*) from notifications").await, 2);
+    // What lies behind cannot be skipped; what blocks can, and then the later one is handled.
+    let skip = |id| ["inbox", "skip", id, "--reason", "a test", "--wait", "60"];
+    assert_eq!(command(&database, &topic, &dead, &skip(&ids[1])).await.0, 1);
+    assert_eq!(command(&database, &topic, &dead, &skip(&ids[0])).await.0, 0);
+    assert_eq!(rows(&pool, "select count(*) from inbox_dead").await, 0);
+    assert_eq!(rows(&pool, "select count(*) from inbox where version = 2").await, 1);
+    let (_, changes) = command(&database, &topic, &dead, &["changes"]).await;
+    let commands: Vec<_> = changes.to_string().matches("inbox retry").map(str::to_owned).collect();
+    assert_eq!(commands.len(), 2, "{changes:#}");
+    assert!(changes.to_string().contains("inbox skip") && changes.to_string().contains("ada"));
 }

@@ -69,6 +69,7 @@ impl Stack {
         let topic = options.kafka_topic.clone();
         if !matches!(broker, Broker::Mock(_)) {
             topic::create(&brokers, &topic, PARTITIONS).await?;
+            topic::create(&brokers, &format!("{topic}.orders-notify.dead"), 1).await?;
         }
         let events = Follower::start(&brokers, &topic).await?;
         let smtp_url =

@@ -1,5 +1,6 @@
 //! The settings: a flag or an environment variable, nothing else.
 
+mod inbox;
 mod mending;
 
 use std::fmt;
@@ -14,6 +15,9 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
+pub use self::inbox::{
+    ConsumerArgs, InboxCommand, InboxListArgs, InboxRetryArgs, InboxShowArgs, InboxSkipArgs,
+};
 pub use self::mending::{
     ChangesArgs, DeadCommand, DeadDiscardArgs, DeadListArgs, DeadRetryArgs, DeadSelectionArgs, DeadShowArgs,
     OnceArgs, PauseArgs, ReplayAction, ReplayArgs, ResumeArgs, TargetArgs,
@@ -83,6 +87,10 @@ pub enum Command {
     /// Look at dead letters, retry or discard them.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Look at the events that `notify`, or another consumer with its inbox in this database, has taken
+    /// aside, and have them handled again.
+    #[command(subcommand)]
+    Inbox(InboxCommand),
     /// Publish once more what was published before, with the original ids and a header `replayed: true`.
     #[command(
         after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay\n  relay replay list\n  relay replay --continue 3"
@@ -224,6 +232,9 @@ pub struct DoctorArgs {
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
+    /// The notify stage, which has a topic for its dead letters.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// The mail server.
     #[command(flatten)]
     pub smtp: SmtpArgs,
@@ -235,7 +246,8 @@ pub struct DoctorArgs {
 /// What to do with the topic.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
-    /// Create the topic, or bring it up to what is asked for; again changes nothing. Never reduces.
+    /// Create the topic, or bring it up to what is asked for, and create the one for the dead letters of
+    /// notify; again changes nothing. Never reduces.
     #[command(
         after_help = "Example:\n  relay topic apply --partitions 12 --replication 3 --retention 14d\n  relay topic apply --dry-run     exit code 3 when there is something to do or to mend"
     )]
@@ -268,6 +280,9 @@ pub struct TopicApplyArgs {
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
+    /// The notify stage, which has a topic for its dead letters.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -504,12 +519,9 @@ pub struct RunArgs {
     /// The mail server.
     #[command(flatten)]
     pub smtp: SmtpArgs,
-    /// Consumer group of the notify stage.
-    #[arg(long, env, default_value = "orders-notify")]
-    pub notify_group: String,
-    /// Topic for events that the notify stage cannot handle [default: KAFKA_TOPIC.NOTIFY_GROUP.dead].
-    #[arg(long, env)]
-    pub notify_dead_topic: Option<String>,
+    /// The notify stage.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env, default_value = "127.0.0.1:9464")]
     pub relay_listen: SocketAddr,
@@ -600,6 +612,26 @@ pub struct KafkaArgs {
     /// CloudEvents source of every event, a URI-reference. Source and id together are unique.
     #[arg(long, env, default_value = "/orders")]
     pub events_source: String,
+}
+
+/// Names on Kafka that are the notify stage's own.
+#[derive(Clone, Debug, Args)]
+pub struct NotifyArgs {
+    /// Consumer group of the notify stage.
+    #[arg(long, env, default_value = "orders-notify")]
+    pub notify_group: String,
+    /// Topic for events that the notify stage cannot handle [default: KAFKA_TOPIC.NOTIFY_GROUP.dead].
+    #[arg(long, env)]
+    pub notify_dead_topic: Option<String>,
+}
+
+impl NotifyArgs {
+    /// Where the events of `topic` go that the notify stage cannot handle.
+    #[must_use]
+    pub(crate) fn dead_topic(&self, topic: &str) -> String {
+        let default = || format!("{topic}.{}.dead", self.notify_group);
+        self.notify_dead_topic.clone().unwrap_or_else(default)
+    }
 }
 
 /// Where the mail server is, and who sends.
@@ -880,13 +912,6 @@ impl RunArgs {
             }
             None => Ok(Traces::default()),
         }
-    }
-
-    /// Where the events go that the notify stage cannot handle.
-    #[must_use]
-    pub(crate) fn dead_topic(&self) -> String {
-        let default = || format!("{}.{}.dead", self.kafka.kafka_topic, self.notify_group);
-        self.notify_dead_topic.clone().unwrap_or_else(default)
     }
 
     /// Time to live of the publisher's lease.

@@ -129,8 +129,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                 let notifier = Notifier {
                     pool: db::pool(database.clone(), 2),
                     kafka: kafka.clone(),
-                    group: args.notify_group.clone(),
-                    dead_topic: args.dead_topic(),
+                    group: args.notify.notify_group.clone(),
+                    dead_topic: args.notify.dead_topic(&args.kafka.kafka_topic),
                     mail_domain: args.smtp.mail_from.email.domain().to_owned(),
                     health: health.stage("notify"),
                     metrics: metrics.notify.clone(),

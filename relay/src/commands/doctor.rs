@@ -25,7 +25,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<Ended, CommandError> {
     let (kafka, smtp) = (args.kafka.settings()?, args.smtp.server()?);
     let (database, kafka, mail) = tokio::join!(
         database::check(&pool),
-        servers::check_kafka(&kafka),
+        servers::check_kafka(&kafka, args.notify.dead_topic(&kafka.topic)),
         servers::check_mail(&smtp, &args.smtp)
     );
     let findings = [database, kafka, mail].concat();

@@ -182,6 +182,9 @@ fn event_life(
     } else if let Some(Found::At { partition, offset, at, topic }) = found {
         steps.push(step("published", *at, format!("partition {partition}, offset {offset} of {topic}")));
     }
+    if let (Some(cause), Some(reason)) = (&event.aside, &event.aside_reason) {
+        steps.push(step("aside", event.aside_at, format!("by notify, {cause}: {reason}")));
+    }
     if let Some(at) = event.notified_at {
         steps.push(step("handled", Some(at), "by notify".to_owned()));
     }

@@ -9,6 +9,7 @@ mod dead;
 mod doctor;
 mod explain;
 mod finding;
+mod inbox;
 mod mail;
 mod manual;
 mod once;
@@ -136,6 +137,7 @@ pub async fn run(command: Command) -> Result<Ended, CommandError> {
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,
         Command::Dead(command) => dead::run(&command).await,
+        Command::Inbox(command) => inbox::run(&command).await,
         Command::Replay(args) => replay::run(&args).await,
         Command::Changes(args) => changes::list(&args).await,
         Command::Mail(command) => mail::run(command).await,

@@ -14,6 +14,7 @@ use super::{CommandError, Ended, print, print_json};
 use crate::config::StatusArgs;
 use crate::db;
 use crate::db::foreign;
+use crate::db::inbox::{self, Aside};
 use crate::db::status::{self, Backlog, COUNTED, Dead, Mails, Sink, Writer};
 use crate::publish::source::OUTBOX;
 
@@ -29,6 +30,8 @@ struct Status {
     at: DateTime<Utc>,
     sinks: Vec<SinkStatus>,
     mails: Mails,
+    /// What consumers with an inbox in this database have taken aside.
+    aside: Vec<Aside>,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,7 +153,7 @@ async fn status(pool: &PgPool, before: &Look, now: &Look) -> Result<Status, Comm
         };
         sinks.push(sink_status(sink, backlog.as_ref(), writers, dead, rate));
     }
-    Ok(Status { at: Utc::now(), sinks, mails: status::mails(pool).await? })
+    Ok(Status { at: Utc::now(), sinks, mails: status::mails(pool).await?, aside: inbox::aside(pool).await? })
 }
 
 fn sink_status(
@@ -210,6 +213,10 @@ fn shown(status: &Status) -> String {
         counted(unknown),
         counted(failed)
     );
+    for Aside { consumer, events, orders } in &status.aside {
+        let (events, orders) = (count(*events, "event"), count(*orders, "order"));
+        let _ = writeln!(text, "taken aside by {consumer}\n  {events} of {orders}: see `relay inbox list`");
+    }
     text
 }
 

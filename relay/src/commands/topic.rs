@@ -1,4 +1,5 @@
-//! `relay topic apply`: creates the topic, or brings it up to what is asked for; never reduces.
+//! `relay topic apply`: creates the topic, or brings it up to what is asked for, and creates the one for the
+//! dead letters of `notify`; never reduces.
 
 mod checks;
 mod plan;
@@ -8,10 +9,11 @@ use std::fmt::Write as _;
 use rdkafka::error::KafkaError;
 use serde::Serialize;
 
-pub(super) use self::checks::check;
+pub(super) use self::checks::{check, letters};
 use super::finding::{self, Finding, Severity};
 use super::{CommandError, Ended, print, print_json};
 use crate::config::{TopicApplyArgs, TopicCommand};
+use crate::kafka;
 use crate::topic::admin::{self, Cluster};
 
 /// What is printed as JSON.
@@ -32,6 +34,7 @@ pub(super) async fn run(command: TopicCommand) -> Result<Ended, CommandError> {
 
 async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
     let kafka = args.kafka.settings()?;
+    let letters = kafka::Settings { topic: args.notify.dead_topic(&kafka.topic), ..kafka.clone() };
     let down = |error: KafkaError| match error {
         KafkaError::AdminOp(code) => CommandError::Failed(format!("Kafka refuses: {code}")),
         error => CommandError::Down(format!("Kafka at {} does not answer: {error}", kafka.brokers)),
@@ -39,27 +42,41 @@ async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
     let mut cluster = admin::describe(&kafka).await.map_err(down)?;
     let message_bytes = kafka.message_bytes();
     let plan = plan::plan(&args, &cluster, message_bytes).map_err(CommandError::Failed)?;
+    let mut of_letters = admin::describe(&letters).await.map_err(down)?;
+    let plan_letters = plan::letters(&args, &of_letters, message_bytes).map_err(CommandError::Failed)?;
     if !args.dry_run {
-        for change in &plan {
-            admin::change(&kafka, &cluster, change).await.map_err(down)?;
-        }
-        if !plan.is_empty() {
-            cluster = settled(&kafka, &plan).await.map_err(down)?;
-        }
+        cluster = made(&kafka, cluster, &plan).await.map_err(down)?;
+        of_letters = made(&letters, of_letters, &plan_letters).await.map_err(down)?;
     }
-    let findings = check(&cluster, &kafka.topic, message_bytes);
-    let changes: Vec<String> = plan.iter().map(|change| plan::words(change, &kafka.topic)).collect();
+    let mut findings = check(&cluster, &kafka.topic, message_bytes);
+    findings.push(checks::letters(&of_letters, &letters.topic, message_bytes));
+    let changes: Vec<String> = [(&plan, &kafka), (&plan_letters, &letters)]
+        .into_iter()
+        .flat_map(|(plan, on)| plan.iter().map(|change| plan::words(change, &on.topic)))
+        .collect();
+    let open = args.dry_run && (!changes.is_empty() || finding::worst(&findings) > Severity::Ok);
     if args.output.json {
         print_json(&Report { topic: &kafka.topic, dry_run: args.dry_run, changes, findings: &findings })?;
     } else {
         print(&shown(&changes, args.dry_run, &findings))?;
     }
-    let open = args.dry_run && (!plan.is_empty() || finding::worst(&findings) > Severity::Ok);
     Ok(if open { Ended::Found } else { Ended::Done })
 }
 
+/// Makes the changes of one topic and gives how it is then.
+async fn made(
+    kafka: &kafka::Settings,
+    before: Cluster,
+    plan: &[admin::Change],
+) -> Result<Cluster, KafkaError> {
+    for change in plan {
+        admin::change(kafka, &before, change).await?;
+    }
+    if plan.is_empty() { Ok(before) } else { settled(kafka, plan).await }
+}
+
 /// The topic after the changes. Brokers hear of them a moment after the controller has noted them.
-async fn settled(kafka: &crate::kafka::Settings, plan: &[admin::Change]) -> Result<Cluster, KafkaError> {
+async fn settled(kafka: &kafka::Settings, plan: &[admin::Change]) -> Result<Cluster, KafkaError> {
     const TRIES: u32 = 40;
     let mut tries = 0;
     loop {

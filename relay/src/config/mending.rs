@@ -260,7 +260,7 @@ pub struct ReplayArgs {
     pub target: TargetArgs,
 }
 
-fn reason(text: &str) -> Result<String, &'static str> {
+pub(super) fn reason(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     if (1..=1000).contains(&text.chars().count()) {
         Ok(text.to_owned())

@@ -27,6 +27,9 @@ pub(crate) async fn order_of(pool: &PgPool, subject: Subject) -> Result<Option<U
             union all (select aggregate_id from relay_dead
                        where source_id is null and (event_id = $1 or aggregate_id = $1 or seq = $2) limit 1)
             union all (select aggregate_id from inbox where consumer = 'notify' and event_id = $1)
+            union all (select aggregate_id from inbox_dead
+                       where consumer = 'notify' and (event_id = $1 or aggregate_id = $1)
+                         and aggregate_id is not null limit 1)
         ) as found limit 1
         "#,
         id,
@@ -125,6 +128,12 @@ pub(crate) struct Event {
     pub published_at: Option<DateTime<Utc>>,
     /// When `notify` had handled it.
     pub notified_at: Option<DateTime<Utc>>,
+    /// `refused` or `behind`, when `notify` has taken it aside.
+    pub aside: Option<String>,
+    /// What `notify` said.
+    pub aside_reason: Option<String>,
+    /// When it was taken aside.
+    pub aside_at: Option<DateTime<Utc>>,
 }
 
 /// The events of an order, in version order.
@@ -143,7 +152,15 @@ pub(crate) async fn events(pool: &PgPool, sink: &str, order: Uuid) -> Result<Vec
                              (event ->> 'created_at')::timestamptz, 'discarded', discarded_by || ': ' || reason,
                              discarded_at
                       from relay_discarded where sink = $1 and aggregate_id = $2),
-             seen as (select * from inbox where consumer = 'notify' and aggregate_id = $2),
+             seen as (select event_id, version, topic, kafka_partition, kafka_offset, published_at, handled_at,
+                             null as cause, null as reason, null::timestamptz as dead_at
+                      from inbox where consumer = 'notify' and aggregate_id = $2
+                      union all
+                      select event_id,
+                             convert_from(header_values[array_position(header_names, 'ce_orderversion')], 'UTF8')::int,
+                             topic, kafka_partition, kafka_offset, published_at, null, cause, reason, dead_at
+                      from inbox_dead
+                      where consumer = 'notify' and aggregate_id = $2 and event_id is not null),
              id as (select event_id, version from row union select event_id, version from dead
                     union select event_id, version from seen)
         select id.version as "version!", id.event_id as "event_id!", coalesce(row.seq, dead.seq) as seq,
@@ -152,7 +169,8 @@ pub(crate) async fn events(pool: &PgPool, sink: &str, order: Uuid) -> Result<Vec
                (select published @> coalesce(row.seq, dead.seq) from relay_sinks where sink = $1) as settled,
                dead.cause as "cause?", dead.detail as "detail?", dead.parked_at as "parked_at?",
                seen.topic as "topic?", seen.kafka_partition as "partition?", seen.kafka_offset as "offset?",
-               seen.published_at as "published_at?", seen.handled_at as "notified_at?"
+               seen.published_at as "published_at?", seen.handled_at as "notified_at?",
+               seen.cause as "aside?", seen.reason as "aside_reason?", seen.dead_at as "aside_at?"
         from id left join row using (event_id) left join dead using (event_id) left join seen using (event_id)
         order by id.version, 3
         "#,

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod foreign;
 pub(crate) mod gauges;
+pub(crate) mod inbox;
 pub(crate) mod lease;
 pub(crate) mod notifications;
 pub(crate) mod outbox;

@@ -18,7 +18,7 @@ const CONNECTIONS: i64 = 20;
 const CLOCKS: f64 = 1.0;
 
 /// What the relay does with each table.
-const RIGHTS: [(&str, &[&str]); 11] = [
+const RIGHTS: [(&str, &[&str]); 13] = [
     ("outbox", &["SELECT", "DELETE"]),
     ("relay_sinks", &["SELECT", "INSERT", "UPDATE"]),
     ("relay_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
@@ -27,6 +27,8 @@ const RIGHTS: [(&str, &[&str]); 11] = [
     ("relay_replays", &["SELECT", "INSERT", "UPDATE"]),
     ("relay_changes", &["SELECT", "INSERT"]),
     ("inbox", &["SELECT", "INSERT", "DELETE"]),
+    ("inbox_blocked", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("inbox_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("notifications", &["SELECT", "INSERT", "UPDATE"]),
     ("relay_retention", &["SELECT", "UPDATE"]),
     ("orders", &["SELECT"]),

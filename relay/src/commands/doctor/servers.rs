@@ -7,7 +7,7 @@ use crate::kafka::Settings;
 use crate::mail::{Reachable, SmtpServer};
 use crate::topic::admin;
 
-pub(super) async fn check_kafka(settings: &Settings) -> Vec<Finding> {
+pub(super) async fn check_kafka(settings: &Settings, dead_topic: String) -> Vec<Finding> {
     let cluster = match admin::describe(settings).await {
         Ok(cluster) => cluster,
         Err(error) => {
@@ -22,6 +22,10 @@ pub(super) async fn check_kafka(settings: &Settings) -> Vec<Finding> {
     };
     let mut findings = vec![Finding::ok("kafka", format!("brokers: {}, {version}", cluster.brokers))];
     findings.extend(topic::check(&cluster, &settings.topic, settings.message_bytes()));
+    let letters = Settings { topic: dead_topic, ..settings.clone() };
+    if let Ok(cluster) = admin::describe(&letters).await {
+        findings.push(topic::letters(&cluster, &letters.topic, settings.message_bytes()));
+    }
     findings
 }
 

@@ -16,6 +16,8 @@ pub(super) fn of(
 ) -> (bool, String) {
     if let Some(cause) = &event.cause {
         (cause == "discarded", parked(event, cause, all))
+    } else if let Some(aside) = &event.aside {
+        (false, taken_aside(event, aside))
     } else if event.published_at.is_none() && event.settled != Some(true) {
         (false, unpublished(event, all, around))
     } else if event.notified_at.is_none() {
@@ -30,6 +32,17 @@ pub(super) fn of(
             "no e-mail is made of it"
         };
         (true, format!("published and handled; {why}"))
+    }
+}
+
+fn taken_aside(event: &Event, cause: &str) -> String {
+    match cause {
+        "behind" => "published; it waits behind an earlier event of its order that `notify` cannot handle: see `relay inbox list --order` with the order's id".to_owned(),
+        _ => format!(
+            "published; `notify` cannot handle it: {}. When the cause is mended: `relay inbox retry {id}`; to give it up: `relay inbox skip {id}`",
+            event.aside_reason.as_deref().unwrap_or_default(),
+            id = event.event_id
+        ),
     }
 }
 
@@ -152,6 +165,9 @@ mod tests {
             offset: None,
             published_at: None,
             notified_at: None,
+            aside: None,
+            aside_reason: None,
+            aside_at: None,
         }
     }
 
@@ -205,6 +221,10 @@ mod tests {
         let without = Surroundings { has_address: Some(false), ..around() };
         let (done, reason) = of(&handled, None, None, &[], &without);
         assert!(done && reason.contains("no e-mail address"), "{reason}");
+        let aside =
+            Event { aside: Some("refused".to_owned()), aside_reason: Some("odd".to_owned()), ..event(1) };
+        let (done, reason) = of(&aside, None, None, &[], &around());
+        assert!(!done && reason.contains("odd") && reason.contains("relay inbox retry"), "{reason}");
         let settled = Event { settled: Some(true), ..event(1) };
         let lost = Found::Not { read: 3, all: true };
         let (done, reason) = of(&settled, None, Some(&lost), &[], &around());

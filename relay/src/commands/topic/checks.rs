@@ -32,6 +32,32 @@ pub(in crate::commands) fn check(cluster: &Cluster, name: &str, message_bytes: i
     findings
 }
 
+/// What can be said of the topic for dead letters of `notify`. A missing one holds nothing up: they wait in
+/// the database.
+pub(in crate::commands) fn letters(cluster: &Cluster, name: &str, message_bytes: i64) -> Finding {
+    const CHECK: &str = "dead-letter topic";
+    let Some(topic) = &cluster.topic else {
+        return Finding::warning(
+            CHECK,
+            format!("{name} does not exist: what notify cannot handle waits in the table inbox_dead alone"),
+            "relay topic apply, or correct NOTIFY_DEAD_TOPIC",
+        );
+    };
+    match topic.number("max.message.bytes") {
+        Some(there) if there <= message_bytes => Finding::warning(
+            CHECK,
+            format!(
+                "{name} takes {there} bytes; an event of {message_bytes} with the reason does not fit and waits in inbox_dead"
+            ),
+            format!(
+                "kafka-configs.sh --alter --add-config max.message.bytes={}",
+                message_bytes + 2 * super::plan::FRAME
+            ),
+        ),
+        _ => Finding::ok(CHECK, name),
+    }
+}
+
 fn partitions(topic: &Description, name: &str) -> Finding {
     let leaderless = topic.partitions.iter().filter(|partition| !partition.led).count();
     let found = format!("{name} has {}", topic.partitions.len());

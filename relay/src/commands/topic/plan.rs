@@ -49,6 +49,21 @@ fn create(args: &TopicApplyArgs, cluster: &Cluster, message_bytes: i64) -> Resul
     Ok(Change::Create { partitions: args.partitions.unwrap_or(PARTITIONS), replication, settings })
 }
 
+/// The topic of the dead letters, if there is none: one partition, and room for the headers that say why.
+pub(super) fn letters(
+    args: &TopicApplyArgs,
+    cluster: &Cluster,
+    message_bytes: i64,
+) -> Result<Vec<Change>, String> {
+    if cluster.topic.is_some() {
+        return Ok(Vec::new());
+    }
+    let Change::Create { replication, settings, .. } = create(args, cluster, message_bytes + FRAME)? else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![Change::Create { partitions: 1, replication, settings }])
+}
+
 /// What a batch and a record add to an event: Kafka's own default for brokers is larger by 12 bytes
 /// than that for producers, and headers and key count too.
 pub(super) const FRAME: i64 = 48 << 10;
