@@ -85,6 +85,18 @@ async fn says(relay: &Server, words: &str) {
     eventually(&format!("/readyz to say: {words}"), SOON, told).await;
 }
 
+/// Looks again and again: who asks in between must not be told that all is well.
+async fn stays_in_trouble(relay: &Server, time: Duration) {
+    let http = reqwest::Client::new();
+    let until = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < until {
+        let answer = http.get(format!("{}/readyz", relay.url())).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        assert_eq!(status, 503, "{}", answer.text().await.unwrap_or_default());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn recovered(relay: &mut Server) {
     relay.ready(SOON).await.expect("ready again");
 }
@@ -165,7 +177,7 @@ async fn postgres_away_for_a_minute_and_killed_in_the_middle_of_a_drain_costs_no
     postgres.stop().await.expect("stopped");
     says(&relay, "PostgreSQL").await;
     // Part of the claim: longer than every timeout of the relay's connections.
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    stays_in_trouble(&relay, Duration::from_secs(60)).await;
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
     settled(&pool, SOON).await;

@@ -287,6 +287,8 @@ struct Term<'a> {
     renewer: Option<Asked<Renewed>>,
     /// Why an operator has it stand still.
     paused: Option<String>,
+    /// Held once more by each question that the database has refused and not answered since.
+    refused: Arc<()>,
     /// When the database was last heard of, and Kafka.
     database_answered: Instant,
     kafka_answered: Instant,
@@ -314,6 +316,7 @@ impl<'a> Term<'a> {
             saver: None,
             renewer: None,
             paused: None,
+            refused: Arc::new(()),
             database_answered: now,
             kafka_answered: now,
             kafka_trouble: "no answer".to_owned(),
@@ -510,13 +513,18 @@ impl<'a> Term<'a> {
         let publisher = self.publisher;
         let (pool, source, sink) = (publisher.pool.clone(), self.source.clone(), publisher.sink.clone());
         let (of, health) = (Of { pool, source, sink }, publisher.health.clone());
+        let refused = Arc::downgrade(&self.refused);
         #[expect(clippy::disallowed_methods, reason = "the term waits for it, and drops it with itself")]
         let task = tokio::spawn(async move {
             let mut backoff = Backoff::for_outage();
+            let mut _refused = None;
             loop {
                 match ask(of.clone()).await {
                     Ok(answer) => return answer,
-                    Err(error) => health.trouble(format!("PostgreSQL, {what}: {error}")),
+                    Err(error) => {
+                        _refused = refused.upgrade();
+                        health.trouble(format!("PostgreSQL, {what}: {error}"));
+                    }
                 }
                 tokio::time::sleep(backoff.next_wait()).await;
             }
@@ -538,8 +546,10 @@ impl<'a> Term<'a> {
             None => None,
         };
         self.publisher.metrics.circuit_open.set(i64::from(self.core.circuit_reason().is_some()));
-        if self.database_answered.elapsed() > RENEW + SILENCE {
+        if Arc::strong_count(&self.refused) > 1 {
             // What the database said is told already.
+        } else if self.database_answered.elapsed() > RENEW + SILENCE {
+            health.trouble("PostgreSQL: no answer".to_owned());
         } else if stands {
             health.paused(self.paused.as_deref().unwrap_or_default());
         } else if let Some(trouble) = &trouble {
