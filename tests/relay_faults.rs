@@ -13,7 +13,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use demo::programs::Server;
 use demo::services::{Disk, Extras, Kafka, Postgres};
 use demo::testing::{Database, Topic, eventually};
-use outbox::{compare, settled};
+use outbox::{append, compare, settled};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -41,19 +41,6 @@ async fn backlog(pool: &PgPool, orders: i32, each: i32) {
     .execute(pool)
     .await
     .expect("a backlog");
-}
-
-/// Commits the next event of an order of which nobody else writes.
-async fn append(pool: &PgPool, order: Uuid) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
-         select gen_random_uuid(), 'order', $1, coalesce(max(version), 0) + 1, 'order.created.v1', '{}'
-         from outbox where aggregate_id = $1",
-    )
-    .bind(order)
-    .execute(pool)
-    .await
-    .map(drop)
 }
 
 /// Waits until the relay has settled `at_least` events, and asserts that it is not done.

@@ -117,16 +117,9 @@ impl Place {
     }
 }
 
+/// Commits an event and rings as the API does.
 async fn append(pool: &PgPool, order: Uuid) {
-    sqlx::query(
-        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
-         select gen_random_uuid(), 'order', $1, coalesce(max(version), 0) + 1, 'order.created.v1', '{}'
-         from outbox where aggregate_id = $1",
-    )
-    .bind(order)
-    .execute(pool)
-    .await
-    .expect("committed");
+    outbox::append(pool, order).await.expect("committed");
     sqlx::query("select pg_notify($1, '')").bind(events::OUTBOX_CHANNEL).execute(pool).await.expect("rung");
 }
 

@@ -9,6 +9,19 @@ use demo::topic::Message;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+/// Commits the next event of an order of which nobody else writes.
+pub(crate) async fn append(pool: &PgPool, order: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', $1, coalesce(max(version), 0) + 1, 'order.created.v1', '{}'
+         from outbox where aggregate_id = $1",
+    )
+    .bind(order)
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
 /// Waits until every committed event is settled.
 pub(crate) async fn settled(pool: &PgPool, limit: Duration) {
     eventually("every committed event to be settled", limit, async || {
