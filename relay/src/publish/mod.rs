@@ -262,7 +262,7 @@ enum Ended {
 /// A question to the database that is under way in a task of its own.
 type Asked<T> = AbortOnDropHandle<T>;
 
-/// What the database is asked of.
+/// Whom and what a question to the database is about.
 #[derive(Clone)]
 struct Of {
     pool: PgPool,
@@ -273,7 +273,7 @@ struct Of {
 /// The shell around one [`Core`].
 struct Term<'a> {
     publisher: &'a Publisher,
-    source: &'a Source,
+    of: Of,
     epoch: Epoch,
     core: Core,
     commit_to_ack: LocalHistogram,
@@ -298,7 +298,7 @@ struct Term<'a> {
 impl<'a> Term<'a> {
     fn new(
         publisher: &'a Publisher,
-        source: &'a Source,
+        source: &Source,
         epoch: Epoch,
         core: Core,
         answers: UnboundedReceiver<Answer>,
@@ -306,7 +306,7 @@ impl<'a> Term<'a> {
         let now = Instant::now();
         Self {
             publisher,
-            source,
+            of: Of { pool: publisher.pool.clone(), source: source.clone(), sink: publisher.sink.clone() },
             epoch,
             core,
             commit_to_ack: publisher.metrics.commit_to_ack.local(),
@@ -510,9 +510,7 @@ impl<'a> Term<'a> {
         F: Future<Output = Result<T, sqlx::Error>> + Send,
         T: Send + 'static,
     {
-        let publisher = self.publisher;
-        let (pool, source, sink) = (publisher.pool.clone(), self.source.clone(), publisher.sink.clone());
-        let (of, health) = (Of { pool, source, sink }, publisher.health.clone());
+        let (of, health) = (self.of.clone(), self.publisher.health.clone());
         let refused = Arc::downgrade(&self.refused);
         #[expect(clippy::disallowed_methods, reason = "the term waits for it, and drops it with itself")]
         let task = tokio::spawn(async move {
