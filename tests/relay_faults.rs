@@ -43,6 +43,16 @@ async fn backlog(pool: &PgPool, orders: i32, each: i32) {
     .expect("a backlog");
 }
 
+/// How many events [`long_backlog`] commits.
+const LONG: i64 = 80_000;
+
+/// Commits many short orders, which keep everything busy, and behind them a few long ones, which no
+/// publisher is done with soon: each of their events is a round trip of its own.
+async fn long_backlog(pool: &PgPool) {
+    backlog(pool, 20_000, 3).await;
+    backlog(pool, 20, 1_000).await;
+}
+
 /// Waits until the relay has settled `at_least` events, and asserts that it is not done.
 async fn in_the_middle(pool: &PgPool, at_least: i64) {
     let (settled, committed) = eventually("the relay to be in the middle", SOON, async || {
@@ -115,7 +125,7 @@ async fn a_broker_killed_in_the_middle_of_a_drain_and_started_again_costs_no_eve
     let pool = database.pool().await;
     let mut kafka = Kafka::start().await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
-    backlog(&pool, 20_000, 3).await;
+    long_backlog(&pool).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     for at_least in [2_000, 20_000] {
         in_the_middle(&pool, at_least).await;
@@ -158,7 +168,7 @@ async fn postgres_away_for_a_minute_and_killed_in_the_middle_of_a_drain_costs_no
     let database = Database::create_on(&postgres.url()).await;
     let pool = database.pool().await;
     let topic = Topic::create(3).await;
-    backlog(&pool, 20_000, 3).await;
+    long_backlog(&pool).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     in_the_middle(&pool, 2_000).await;
     postgres.stop().await.expect("stopped");
@@ -168,8 +178,8 @@ async fn postgres_away_for_a_minute_and_killed_in_the_middle_of_a_drain_costs_no
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
     settled(&pool, SOON).await;
-    backlog(&pool, 20_000, 3).await;
-    in_the_middle(&pool, 62_000).await;
+    long_backlog(&pool).await;
+    in_the_middle(&pool, LONG + 2_000).await;
     postgres.kill().expect("killed");
     says(&relay, "PostgreSQL").await;
     postgres.start_again().await.expect("started again");
@@ -302,7 +312,7 @@ async fn what_a_publisher_writes_after_its_lease_was_taken_changes_no_row() {
     .await
     .expect("a witness");
     let topic = Topic::create(3).await;
-    backlog(&pool, 20_000, 3).await;
+    long_backlog(&pool).await;
     let as_user = |name: &str| database.url().replace("//postgres@", &format!("//{name}@"));
     let short = [("RELAY_LEASE_SECONDS", "3")];
     let mut first = publisher(&as_user("first"), &topic, &short);
@@ -383,7 +393,7 @@ async fn a_full_disk_under_postgres_costs_no_event_once_there_is_room_again() {
     let database = Database::create_on(&postgres.url()).await;
     let pool = database.pool().await;
     let topic = Topic::create(3).await;
-    backlog(&pool, 20_000, 3).await;
+    long_backlog(&pool).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     in_the_middle(&pool, 2_000).await;
     disk.fill().expect("filled");
@@ -413,12 +423,10 @@ async fn a_full_disk_under_kafka_costs_no_event_once_there_is_room_again() {
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let database = Database::create().await;
     let pool = database.pool().await;
-    backlog(&pool, 20_000, 3).await;
+    long_backlog(&pool).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     in_the_middle(&pool, 2_000).await;
     disk.fill().expect("filled");
-    // The drain may have ended before the disk was full.
-    backlog(&pool, 20_000, 3).await;
     says(&relay, "Kafka").await;
     disk.relieve().expect("there is room again");
     kafka.start_again().await.expect("started again");
