@@ -10,11 +10,12 @@ SANCOV = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-le
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares
 
-# The release's archive, as Debian keeps it and as the project does.
+# The release's archive: from the mirrors that apt uses here, which keep it, or from the project.
 PGBOUNCER := 1.24.1
 PGBOUNCER_SHA256 := da72a3aba13072876d055a3e58dd4aba4a5de4ed6148e73033185245598fd3e0
-PGBOUNCER_URLS := http://deb.debian.org/debian/pool/main/p/pgbouncer/pgbouncer_$(PGBOUNCER).orig.tar.gz \
+PGBOUNCER_URLS = $(patsubst %,%/pool/main/p/pgbouncer/pgbouncer_$(PGBOUNCER).orig.tar.gz,$(patsubst %/,%,$(APT_MIRRORS))) \
   https://www.pgbouncer.org/downloads/files/$(PGBOUNCER)/pgbouncer-$(PGBOUNCER).tar.gz
+APT_MIRRORS = $(sort $(shell apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' 2>/dev/null))
 
 .PHONY: help install demo test bench bench-api bench-relay bench-mail check fmt fuzz compose-check deploy-check sqlx \
   consumers contract contract-check
