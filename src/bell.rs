@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use crate::db::{self, session};
 
-/// The shortest time between two rings.
+/// The shortest time between two rings while commits come faster than they can be rung.
 const QUIET: Duration = Duration::from_millis(2);
+/// Commits that wait to be rung are told apart up to here: one while the bell is rung is not many.
+const WAITING: usize = 2;
 /// A ring that takes longer is given up and its connection with it.
 const RING_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -22,17 +24,17 @@ const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Rings without waiting. The task ends when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub(crate) struct Bell(mpsc::Sender<()>);
+pub struct Bell(mpsc::Sender<()>);
 
 impl Bell {
     /// The bell and the loop behind it, which the caller has to run.
-    pub(crate) fn new(options: PgConnectOptions) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (sender, rings) = mpsc::channel(1);
+    pub fn new(options: PgConnectOptions) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (sender, rings) = mpsc::channel(WAITING);
         (Self(sender), answer(options, rings))
     }
 
     /// Says that something was committed. A ring that already waits stands for this one too.
-    pub(crate) fn ring(&self) {
+    pub fn ring(&self) {
         let _ = self.0.try_send(());
     }
 }
@@ -41,11 +43,15 @@ async fn answer(options: PgConnectOptions, mut rings: mpsc::Receiver<()>) {
     let mut connection = None;
     let mut backoff = FIRST_BACKOFF;
     while rings.recv().await.is_some() {
+        // This ring is for all that was committed before it.
+        while rings.try_recv().is_ok() {}
         let rung = Instant::now();
         match tokio::time::timeout(RING_DEADLINE, notify(&options, &mut connection)).await {
             Ok(Ok(())) => {
                 backoff = FIRST_BACKOFF;
-                tokio::time::sleep_until(rung + QUIET).await;
+                if rings.len() == WAITING {
+                    tokio::time::sleep_until(rung + QUIET).await;
+                }
             }
             failed => {
                 let cause = match &failed {

@@ -1,21 +1,27 @@
 //! Commits at a fixed rate, and how long after its commit a consumer has each event. Open loop: the
 //! next commit does not wait for the events before it.
 //!
-//! Rows go straight into the outbox, each commit a transaction of its own, and the bell is rung as
-//! the API rings it. A latency begins when the commit has returned to the writer and ends when a
-//! consumer of this process has the message in hand; Kafka's acknowledgement lies in between.
+//! Rows go straight into the outbox, each commit a transaction of its own, and the API's own bell
+//! is rung. A latency begins when the commit has returned to the writer and ends when the
+//! relay has Kafka's acknowledgement, as its log says, or when a consumer of this process has the
+//! message in hand.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use orders::bell::Bell;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,29 +36,35 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// How long what was committed may take to arrive after the last commit.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Connections that commit one event at a time. Groups have one, as in the API.
-const WRITERS: usize = 32;
-/// The shortest time between two rings, as in the API.
-const QUIET: Duration = Duration::from_millis(2);
+const WRITERS: usize = 16;
+
+/// Has the relay log each acknowledgement, and so tell when it had it.
+pub(crate) const LOGGING: [(&str, &str); 2] =
+    [("RUST_LOG", "warn,relay::publish=trace"), ("LOG_FORMAT", "json")];
 
 pub(crate) struct Seen {
     /// Commits, or events in groups, that were really made.
     pub(crate) per_second: f64,
-    pub(crate) latency: Percentiles,
+    pub(crate) to_ack: Percentiles,
+    pub(crate) to_consumer: Percentiles,
     /// All events, warm-up included.
     pub(crate) events: u64,
     /// Events that did not come, or came more than once.
     pub(crate) errors: u64,
 }
 
-/// When an event was committed and when it was received, in microseconds; 0 is not yet.
+/// When an event was committed, acknowledged and received, in microseconds; 0 is not yet.
 #[derive(Default)]
 struct Times {
     committed: AtomicU64,
+    acknowledged: AtomicU64,
     received: AtomicU64,
 }
 
 struct Run {
     start: Instant,
+    /// The same moment on the clock that the relay's log shows.
+    start_time: DateTime<Utc>,
     per_second: u64,
     at_once: usize,
     /// The first event that nobody has taken to commit.
@@ -60,7 +72,7 @@ struct Run {
     times: Vec<Times>,
     repeats: AtomicU64,
     arrived: AtomicUsize,
-    bell: Notify,
+    bell: Bell,
 }
 
 pub(crate) async fn measure(
@@ -69,6 +81,7 @@ pub(crate) async fn measure(
     per_second: u64,
     at_once: usize,
     duration: Duration,
+    log: &Path,
 ) -> Outcome<Seen> {
     let warm_up = usize::try_from(per_second * WARM_UP.as_secs())?;
     let events = warm_up + usize::try_from(per_second * duration.as_secs())?;
@@ -77,18 +90,19 @@ pub(crate) async fn measure(
     for _ in 0..writers {
         connections.push(database.connect().await?);
     }
-    let bell = database.clone().options([("synchronous_commit", "off")]).connect().await?;
+    let (bell, ringing) = Bell::new(database.clone());
     let consumer = topic.consumer()?;
 
     let run = Arc::new(Run {
         start: Instant::now(),
+        start_time: Utc::now(),
         per_second,
         at_once,
         next: Mutex::new(0),
         times: (0..events).map(|_| Times::default()).collect(),
         repeats: AtomicU64::new(0),
         arrived: AtomicUsize::new(0),
-        bell: Notify::new(),
+        bell,
     });
     let end = CancellationToken::new();
     let receiver = {
@@ -110,10 +124,12 @@ pub(crate) async fn measure(
         }
         Ok(())
     };
-    let outcome = tokio::select! { all = all => all, rung = run.ring(bell) => rung };
+    let outcome: Outcome<()> =
+        tokio::select! { all = all => all, () = ringing => Err("the bell ended".into()) };
     end.cancel();
     receiver.await??;
     outcome?;
+    run.read_acknowledgements(log)?;
     run.seen(warm_up)
 }
 
@@ -143,20 +159,7 @@ impl Run {
             for event in &self.times[taken] {
                 event.committed.store(now, Ordering::Relaxed);
             }
-            self.bell.notify_one();
-        }
-    }
-
-    /// As src/bell.rs does it.
-    async fn ring(&self, mut connection: PgConnection) -> Outcome<()> {
-        loop {
-            self.bell.notified().await;
-            let rung = Instant::now();
-            sqlx::query("select pg_notify($1, '')")
-                .bind(events::OUTBOX_CHANNEL)
-                .execute(&mut connection)
-                .await?;
-            tokio::time::sleep_until(rung + QUIET).await;
+            self.bell.ring();
         }
     }
 
@@ -168,8 +171,7 @@ impl Run {
                 Some(Ok(message)) => {
                     let now = self.now();
                     let key = message.key().and_then(|key| Uuid::try_parse_ascii(key).ok());
-                    let number = key.ok_or("a message without the key of an order")?.as_u64_pair().1;
-                    let event = self.times.get(usize::try_from(number)?).ok_or("a foreign message")?;
+                    let event = self.event(key.ok_or("a message without the key of an order")?)?;
                     if event.received.swap(now, Ordering::Relaxed) == 0 {
                         self.arrived.fetch_add(1, Ordering::Relaxed);
                     } else {
@@ -181,22 +183,47 @@ impl Run {
         Ok(())
     }
 
+    /// The event of an order: its number is the second half of the order's id.
+    fn event(&self, order: Uuid) -> Outcome<&Times> {
+        let number = usize::try_from(order.as_u64_pair().1)?;
+        Ok(self.times.get(number).ok_or("a foreign message")?)
+    }
+
+    /// From the log of a relay that runs with [`LOGGING`].
+    fn read_acknowledgements(&self, log: &Path) -> Outcome<()> {
+        for line in BufReader::new(File::open(log)?).lines() {
+            let line: Value = serde_json::from_str(&line?)?;
+            if line["fields"]["message"] != "acknowledged" {
+                continue;
+            }
+            let time: DateTime<Utc> = serde_json::from_value(line["timestamp"].clone())?;
+            let order: Uuid = serde_json::from_value(line["fields"]["order.id"].clone())?;
+            let micros = (time - self.start_time).num_microseconds().ok_or("a strange clock")?;
+            self.event(order)?.acknowledged.store(u64::try_from(micros)?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn seen(&self, warm_up: usize) -> Outcome<Seen> {
-        let (mut latencies, mut first, mut last) = (Vec::new(), u64::MAX, 0);
+        let (mut to_ack, mut to_consumer) = (Vec::new(), Vec::new());
+        let (mut first, mut last) = (u64::MAX, 0);
         for event in &self.times[warm_up..] {
             let committed = event.committed.load(Ordering::Relaxed);
             (first, last) = (first.min(committed), last.max(committed));
-            match event.received.load(Ordering::Relaxed) {
-                0 => {}
-                // The relay may have seen the commit before the writer heard of it.
-                received => latencies.push(u32::try_from(received.saturating_sub(committed))?),
+            for (at, latencies) in [(&event.acknowledged, &mut to_ack), (&event.received, &mut to_consumer)] {
+                match at.load(Ordering::Relaxed) {
+                    0 => {}
+                    // The relay may have seen the commit before the writer heard of it.
+                    at => latencies.push(u32::try_from(at.saturating_sub(committed))?),
+                }
             }
         }
         let measured = self.times.len() - warm_up;
         let missing = self.times.len() - self.arrived.load(Ordering::Relaxed);
         Ok(Seen {
             per_second: measured as f64 / (last.saturating_sub(first).max(1) as f64 / 1e6),
-            latency: Percentiles::of(latencies),
+            to_ack: Percentiles::of(to_ack),
+            to_consumer: Percentiles::of(to_consumer),
             events: self.times.len() as u64,
             errors: missing as u64 + self.repeats.load(Ordering::Relaxed),
         })

@@ -1,20 +1,29 @@
 //! What a relay costs that has nothing to do.
-//!
-//! PostgreSQL counts a session's statements at the latest when the session ends, so two relays are
-//! run to their end, one longer than the other: the difference is what the idle time cost.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 
 use demo::programs::Server;
-use sqlx::PgConnection;
 
 use crate::cpu;
 use crate::shared::Outcome;
 
 const READY: Duration = Duration::from_secs(60);
-/// Until everything is connected, and half a second away from what happens every second.
-const SETTLED: Duration = Duration::from_millis(3500);
-const IDLE: Duration = Duration::from_secs(10);
+/// Until everything is connected and each connection has prepared what it asks.
+const SETTLED: Duration = Duration::from_secs(5);
+/// A multiple of every pause that the stages make.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Has PostgreSQL log each statement with the database that it is for.
+pub(crate) const LOGGING: [&str; 3] = [
+    "alter system set log_statement = 'all'",
+    "alter system set log_line_prefix = 'database=%d '",
+    "select pg_reload_conf()",
+];
+pub(crate) const NO_LOGGING: [&str; 3] =
+    ["alter system reset log_statement", "alter system reset log_line_prefix", "select pg_reload_conf()"];
 
 pub(crate) struct Seen {
     pub(crate) statements_per_second: f64,
@@ -22,47 +31,28 @@ pub(crate) struct Seen {
     pub(crate) cpu_share: Option<f64>,
 }
 
-/// `start` starts a relay; `postgres` is connected to another database than `database`, the relay's.
-pub(crate) async fn measure(
-    start: impl Fn() -> Outcome<Server>,
-    postgres: &mut PgConnection,
-    database: &str,
-) -> Outcome<Seen> {
-    let mut counts = Vec::new();
-    let mut cpu_share = None;
-    for idle in [Duration::ZERO, IDLE] {
-        let before = statements(postgres, database).await?;
-        let mut relay = start()?;
-        relay.ready(READY).await?;
-        tokio::time::sleep(SETTLED).await;
-        let pid = relay.process().id();
-        let used = cpu::time(pid);
-        tokio::time::sleep(idle).await;
-        if !idle.is_zero() {
-            cpu_share = cpu::since(pid, used).map(|used| 100.0 * used.as_secs_f64() / idle.as_secs_f64());
-        }
-        relay.terminate().await?;
-        counts.push(statements(postgres, database).await? - before);
-    }
-    let [short, long] = counts[..] else { return Err("two relays, two counts".into()) };
-    Ok(Seen { statements_per_second: (long - short) as f64 / IDLE.as_secs_f64(), cpu_share })
+/// `log` is that of a PostgreSQL that was told [`LOGGING`], and `database` the relay's own.
+pub(crate) async fn measure(mut relay: Server, log: &Path, database: &str) -> Outcome<Seen> {
+    relay.ready(READY).await?;
+    tokio::time::sleep(SETTLED).await;
+    let pid = relay.process().id();
+    let (used, from) = (cpu::time(pid), log.metadata()?.len());
+    tokio::time::sleep(IDLE).await;
+    let statements = statements(log, from, database)?;
+    let cpu_share = cpu::since(pid, used).map(|used| 100.0 * used.as_secs_f64() / IDLE.as_secs_f64());
+    relay.terminate().await?;
+    Ok(Seen { statements_per_second: statements as f64 / IDLE.as_secs_f64(), cpu_share })
 }
 
-/// Transactions so far, each of one statement, of sessions that are gone.
-async fn statements(postgres: &mut PgConnection, database: &str) -> Outcome<i64> {
-    loop {
-        let (sessions, transactions): (i64, i64) = sqlx::query_as(
-            "select (select count(*) from pg_stat_activity
-                     where datname = stats.datname and backend_type = 'client backend'),
-                    xact_commit + xact_rollback
-             from pg_stat_database as stats where datname = $1",
-        )
-        .bind(database)
-        .fetch_one(&mut *postgres)
-        .await?;
-        if sessions == 0 {
-            return Ok(transactions);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// Statements that were run from that place of the log on.
+fn statements(log: &Path, from: u64, database: &str) -> Outcome<usize> {
+    let mut file = File::open(log)?;
+    file.seek(SeekFrom::Start(from))?;
+    let marks = ["LOG:  execute ", "LOG:  statement: "].map(|mark| format!("database={database} {mark}"));
+    let mut count = 0;
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        count += usize::from(marks.iter().any(|mark| line.starts_with(mark)));
     }
+    Ok(count)
 }

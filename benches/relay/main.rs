@@ -73,8 +73,10 @@ impl fmt::Display for Load {
 struct Sample {
     /// Events; statements when the relay is idle.
     per_second: f64,
+    /// From the return of the commit to Kafka's acknowledgement.
+    to_ack: Option<Percentiles>,
     /// From the return of the commit to the receipt by a consumer.
-    latency: Option<Percentiles>,
+    to_consumer: Option<Percentiles>,
     /// Processor time of the program that is measured, in microseconds.
     cpu_per_event: Option<f64>,
     /// The same as a share of one core, in percent.
@@ -87,9 +89,12 @@ struct Sample {
 
 const COLUMNS: &[Column<Sample>] = &[
     Column { heading: "per second", name: "perSecond", digits: 0, of: |s| Some(s.per_second) },
-    Column { heading: "p50", name: "p50Milliseconds", digits: 2, of: |s| Some(s.latency?.p50) },
-    Column { heading: "p99", name: "p99Milliseconds", digits: 2, of: |s| Some(s.latency?.p99) },
-    Column { heading: "p99.9", name: "p999Milliseconds", digits: 2, of: |s| Some(s.latency?.p999) },
+    Column { heading: "ack p50", name: "ackP50Milliseconds", digits: 2, of: |s| Some(s.to_ack?.p50) },
+    Column { heading: "ack p99", name: "ackP99Milliseconds", digits: 2, of: |s| Some(s.to_ack?.p99) },
+    Column { heading: "ack p99.9", name: "ackP999Milliseconds", digits: 2, of: |s| Some(s.to_ack?.p999) },
+    Column { heading: "consumer p50", name: "p50Milliseconds", digits: 2, of: |s| Some(s.to_consumer?.p50) },
+    Column { heading: "p99", name: "p99Milliseconds", digits: 2, of: |s| Some(s.to_consumer?.p99) },
+    Column { heading: "p99.9", name: "p999Milliseconds", digits: 2, of: |s| Some(s.to_consumer?.p999) },
     Column { heading: "CPU µs/event", name: "cpuMicrosecondsPerEvent", digits: 2, of: |s| s.cpu_per_event },
     Column { heading: "% of a core", name: "cpuPercent", digits: 2, of: |s| s.cpu_share },
     Column { heading: "MB", name: "memoryMegabytes", digits: 0, of: |s| s.memory },

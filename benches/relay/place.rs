@@ -3,10 +3,12 @@
 //! row, which is removed before.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use demo::programs::Server;
-use demo::services::{Kafka, Postgres};
+use demo::services::{Extras, Kafka, Postgres};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
 use tokio::sync::Mutex;
@@ -17,7 +19,21 @@ use crate::shared::Outcome;
 use crate::shared::process::resident;
 use crate::{Load, Sample, bare, commits, cpu, idle, poller};
 
+/// What Kafka's own start script gives its broker.
+const JVM: &[&str] = &[
+    "-Xmx1G",
+    "-Xms1G",
+    "-server",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:MaxInlineLevel=15",
+    "-Djava.awt.headless=true",
+];
 const READY: Duration = Duration::from_secs(60);
+/// Commits a second, and for how long.
+const WARM: (u64, Duration) = (5_000, Duration::from_secs(40));
 /// How long a drain may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How often the relay is asked how far it is.
@@ -29,6 +45,7 @@ const POLLER: Duration = Duration::from_secs(20);
 pub(crate) struct Place {
     // End the servers when they go.
     _postgres: Postgres,
+    postgres_log: PathBuf,
     kafka: Kafka,
     server: PgConnectOptions,
     /// Of the server, without a database.
@@ -36,15 +53,29 @@ pub(crate) struct Place {
     events: i64,
     duration: Duration,
     filled: Mutex<HashSet<Shape>>,
+    /// Whether the broker has had its share of small requests.
+    warm: AtomicBool,
 }
 
 impl Place {
     pub(crate) async fn start(events: i64, duration: Duration) -> Outcome<Self> {
-        let (postgres, kafka) = tokio::try_join!(Postgres::start(), Kafka::start())?;
+        let extras = Extras { jvm: JVM, ..Extras::default() };
+        let (mut postgres, kafka) = tokio::try_join!(Postgres::start(), Kafka::start_with(extras))?;
         let server: PgConnectOptions = postgres.url().parse()?;
         let url = postgres.url().trim_end_matches("postgres").to_owned();
         let filled = Mutex::default();
-        let place = Self { _postgres: postgres, kafka, server, url, events, duration, filled };
+        let postgres_log = postgres.process().log().to_owned();
+        let place = Self {
+            _postgres: postgres,
+            postgres_log,
+            kafka,
+            server,
+            url,
+            events,
+            duration,
+            filled,
+            warm: AtomicBool::default(),
+        };
         execute(&mut place.connect("postgres").await?, &["create database migrated"]).await?;
         orders::MIGRATOR.run(&mut place.connect("migrated").await?).await?;
         Ok(place)
@@ -76,7 +107,7 @@ impl Place {
         execute(&mut database, &["delete from relay_sinks", "checkpoint"]).await?;
         let _snapshot = if old_snapshot { Some(self.old_snapshot(shape).await?) } else { None };
         let expected = shape.measured(self.events);
-        let mut relay = self.relay(&["publish"], shape.database(), topic)?;
+        let mut relay = self.relay(&["publish"], shape.database(), topic, &[])?;
         let pid = relay.process().id();
         let (start, mut memory) = (Instant::now(), 0.0_f64);
         let mut looks = 0;
@@ -119,17 +150,35 @@ impl Place {
     }
 
     async fn commits(&self, per_second: u64, at_once: usize, topic: &Topic) -> Outcome<Sample> {
+        if !self.warm.swap(true, Ordering::Relaxed) {
+            // A young broker is slow: its code for many small requests is not compiled yet.
+            let topic = Topic::create(&self.kafka.brokers()).await?;
+            self.committed(WARM.0, 1, WARM.1, &topic).await?;
+            topic.delete().await?;
+        }
+        self.committed(per_second, at_once, self.duration, topic).await
+    }
+
+    async fn committed(
+        &self,
+        per_second: u64,
+        at_once: usize,
+        duration: Duration,
+        topic: &Topic,
+    ) -> Outcome<Sample> {
         self.fresh("commits").await?;
-        let mut relay = self.relay(&["publish"], "commits", topic)?;
+        let mut relay = self.relay(&["publish"], "commits", topic, &commits::LOGGING)?;
         relay.ready(READY).await?;
         let database = self.server.clone().database("commits");
-        let seen = commits::measure(&database, topic, per_second, at_once, self.duration).await?;
+        let log = relay.process().log().to_owned();
+        let seen = commits::measure(&database, topic, per_second, at_once, duration, &log).await?;
         let pid = relay.process().id();
         let (used, memory) = (cpu::time(pid), resident(pid).await);
         relay.terminate().await?;
         Ok(Sample {
             per_second: seen.per_second,
-            latency: Some(seen.latency),
+            to_ack: Some(seen.to_ack),
+            to_consumer: Some(seen.to_consumer),
             cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / seen.events as f64),
             cpu_share: None,
             memory,
@@ -140,14 +189,15 @@ impl Place {
     async fn idle(&self, all_stages: bool, topic: &Topic) -> Outcome<Sample> {
         self.fresh("idle").await?;
         let mut postgres = self.connect("postgres").await?;
-        // Its workers' transactions would be counted.
-        execute(&mut postgres, &["alter system set autovacuum = off", "select pg_reload_conf()"]).await?;
+        execute(&mut postgres, &idle::LOGGING).await?;
         let stages: &[&str] = if all_stages { &[] } else { &["publish"] };
-        let seen = idle::measure(|| self.relay(stages, "idle", topic), &mut postgres, "idle").await?;
-        execute(&mut postgres, &["alter system reset autovacuum", "select pg_reload_conf()"]).await?;
+        let relay = self.relay(stages, "idle", topic, &[])?;
+        let seen = idle::measure(relay, &self.postgres_log, "idle").await?;
+        execute(&mut postgres, &idle::NO_LOGGING).await?;
         Ok(Sample {
             per_second: seen.statements_per_second,
-            latency: None,
+            to_ack: None,
+            to_consumer: None,
             cpu_per_event: None,
             cpu_share: seen.cpu_share,
             memory: None,
@@ -156,9 +206,15 @@ impl Place {
     }
 
     /// Nothing here sends mail: nobody listens where it would go.
-    fn relay(&self, stages: &[&str], database: &str, topic: &Topic) -> Outcome<Server> {
-        let url = format!("{}{database}", self.url);
-        Ok(Server::relay_stages(stages, &url, topic.brokers(), topic.name(), "smtp://127.0.0.1:9", &[])?)
+    fn relay(
+        &self,
+        stages: &[&str],
+        database: &str,
+        topic: &Topic,
+        settings: &[(&str, &str)],
+    ) -> Outcome<Server> {
+        let (url, no_mail) = (format!("{}{database}", self.url), "smtp://127.0.0.1:9");
+        Ok(Server::relay_stages(stages, &url, topic.brokers(), topic.name(), no_mail, settings)?)
     }
 
     /// A connection to the full outbox of that shape.
@@ -227,7 +283,8 @@ async fn drained(
     let appended = topic.appended(except).await?;
     Ok(Sample {
         per_second: appended.events as f64 / appended.took.as_secs_f64(),
-        latency: None,
+        to_ack: None,
+        to_consumer: None,
         cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / expected as f64),
         cpu_share: None,
         memory,

@@ -450,6 +450,7 @@ impl<'a> Term<'a> {
         match input {
             Input::Acknowledged(row) => {
                 metrics.published.inc();
+                tracing::trace!(order.id = %row.aggregate_id, outbox.seq = row.seq, "acknowledged");
                 if let Event::Order(event) = &row.event {
                     self.commit_to_ack.observe(seconds_since(event.created_at, now));
                 }
