@@ -178,7 +178,7 @@ async fn compare_rows(
     let (mut next, last) = range.numbers.clone().into_inner();
     let (start, newest) = (next, audit::last_until(pool, last).await?.map_or(next, |mark| mark.seq));
     while next <= last {
-        let rows = outbox::read(pool, &[next..=last], i64::MAX - 1, PAGE, PAGE_BYTES).await?.rows;
+        let rows = outbox::read(pool, None, &[next..=last], i64::MAX - 1, PAGE, PAGE_BYTES).await?.rows;
         let Some(end) = rows.last().map(|row| row.seq) else { break };
         for row in &rows {
             let Event::Order(event) = &row.event else { continue };

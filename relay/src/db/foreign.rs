@@ -5,6 +5,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -154,6 +155,7 @@ impl ForeignTable {
                  union all
                  (select * from {name} where seq > $3 order by seq limit $4)
              ) as source
+             where pg_postmaster_start_time() = $5
              order by seq
              limit $4"
         );
@@ -196,6 +198,7 @@ impl ForeignTable {
     pub(crate) async fn read(
         &self,
         pool: &PgPool,
+        server_started: DateTime<Utc>,
         open: &[RangeInclusive<i64>],
         above: i64,
         limit: usize,
@@ -220,6 +223,7 @@ impl ForeignTable {
             .bind(to)
             .bind(above)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .bind(server_started)
             .fetch(&mut *connection)
             .map_ok(row);
         let (read, ended) = outbox::take(rows, limit, bytes).await?;

@@ -1,9 +1,13 @@
 //! The sink's row: who may publish, and what has been settled.
 //!
 //! The lease lives on the database's clock, and the epoch is the fence: every write names the
-//! epoch it was made under, and one of an earlier epoch updates no row.
+//! epoch it was made under, and one of an earlier epoch updates no row. A server that was restored, or
+//! failed over to, may have forgotten an epoch and give it again, and draw numbers again that were
+//! read before; so the fence is the epoch, its holder and the server's start together, and a publisher
+//! that meets another server begins anew from what that one knows.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,9 +18,21 @@ use crate::publish::core::Checkpoint;
 use crate::publish::frontier::Numbers;
 use crate::sink::SinkName;
 
-/// One term of one holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Epoch(i64);
+/// One term of one holder on one server, from the server's start to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    number: i64,
+    holder: Arc<str>,
+    server_started: DateTime<Utc>,
+}
+
+impl Epoch {
+    /// When the server started that gave the lease.
+    #[must_use]
+    pub(crate) fn server_started(&self) -> DateTime<Utc> {
+        self.server_started
+    }
+}
 
 /// What came of asking for the lease.
 #[derive(Debug)]
@@ -57,7 +73,7 @@ pub(crate) struct Standing {
     pub retries: bool,
 }
 
-/// Asks for the lease of a sink that reads `source`.
+/// Asks for the lease of a sink that reads `source`. A holder that asks again gets a new epoch.
 ///
 /// # Errors
 /// Whatever the database says; the question can be repeated.
@@ -75,13 +91,14 @@ pub(crate) async fn acquire(
     )
     .execute(pool)
     .await?;
-    let epoch = sqlx::query_scalar!(
+    let given = sqlx::query!(
         r#"
         update relay_sinks
         set epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + make_interval(secs => $3),
             trouble = null, trouble_since = null
-        where sink = $1 and source = $4 and (lease_until is null or lease_until <= clock_timestamp())
-        returning epoch
+        where sink = $1 and source = $4
+          and (lease_until is null or lease_until <= clock_timestamp() or holder = $2)
+        returning epoch, pg_postmaster_start_time() as "server_started!"
         "#,
         sink.as_str(),
         holder,
@@ -90,8 +107,9 @@ pub(crate) async fn acquire(
     )
     .fetch_optional(pool)
     .await?;
-    if let Some(epoch) = epoch {
-        return Ok(Acquired::Leader(Epoch(epoch)));
+    if let Some(given) = given {
+        let (number, server_started) = (given.epoch, given.server_started);
+        return Ok(Acquired::Leader(Epoch { number, holder: holder.into(), server_started }));
     }
     let found = sqlx::query!(
         r#"
@@ -181,7 +199,7 @@ pub(crate) async fn pause(
 pub(crate) async fn renew(
     pool: &PgPool,
     sink: &SinkName,
-    epoch: Epoch,
+    epoch: &Epoch,
     ttl: Duration,
     trouble: Option<&str>,
 ) -> Result<Renewed, sqlx::Error> {
@@ -191,14 +209,16 @@ pub(crate) async fn renew(
         update relay_sinks
         set lease_until = clock_timestamp() + make_interval(secs => $3), trouble = $4,
             trouble_since = case when $4::text is not null then coalesce(trouble_since, clock_timestamp()) end
-        where sink = $1 and epoch = $2 and holder is not null
+        where sink = $1 and epoch = $2 and holder = $5 and pg_postmaster_start_time() = $6
         returning pause_reason as paused,
                   exists (select from relay_retries where relay_retries.sink = relay_sinks.sink) as "retries!"
         "#,
         sink.as_str(),
-        epoch.0,
+        epoch.number,
         ttl.as_secs_f64(),
         trouble,
+        &*epoch.holder,
+        epoch.server_started,
     )
     .fetch_optional(pool)
     .await?;
@@ -209,16 +229,18 @@ pub(crate) async fn renew(
 ///
 /// # Errors
 /// Whatever the database says; the lease then ends by itself.
-pub(crate) async fn release(pool: &PgPool, sink: &SinkName, epoch: Epoch) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+pub(crate) async fn release(pool: &PgPool, sink: &SinkName, epoch: &Epoch) -> Result<Fenced, sqlx::Error> {
+    let done = sqlx::query!(
         "update relay_sinks set holder = null, lease_until = null, trouble = null, trouble_since = null
-         where sink = $1 and epoch = $2",
+         where sink = $1 and epoch = $2 and holder = $3 and pg_postmaster_start_time() = $4",
         sink.as_str(),
-        epoch.0,
+        epoch.number,
+        &*epoch.holder,
+        epoch.server_started,
     )
     .execute(pool)
-    .await
-    .map(drop)
+    .await?;
+    Ok(fenced(done.rows_affected()))
 }
 
 /// What has been settled.
@@ -261,7 +283,7 @@ pub(crate) async fn parked_orders(pool: &PgPool, sink: &SinkName) -> Result<Hash
 pub(crate) async fn checkpoint(
     executor: impl PgExecutor<'_>,
     sink: &SinkName,
-    epoch: Epoch,
+    epoch: &Epoch,
     ttl: Duration,
     checkpoint: &Checkpoint,
 ) -> Result<Fenced, sqlx::Error> {
@@ -276,7 +298,7 @@ pub(crate) async fn checkpoint(
             set published = published + coalesce((select range_agg(int8range(from_seq, to_seq))
                                                   from unnest($3::int8[], $4::int8[]) as settled(from_seq, to_seq)), '{}'),
                 lease_until = clock_timestamp() + make_interval(secs => $5)
-            where sink = $1 and epoch = $2 and holder is not null
+            where sink = $1 and epoch = $2 and holder = $10 and pg_postmaster_start_time() = $11
             returning sink
         ), news as (
             select held.sink, seq, case when detail is null then 'behind' else 'refused' end as cause,
@@ -300,7 +322,7 @@ pub(crate) async fn checkpoint(
         select count(*) as "held!" from held
         "#,
         sink.as_str(),
-        epoch.0,
+        epoch.number,
         &from,
         &to,
         ttl.as_secs_f64(),
@@ -308,6 +330,8 @@ pub(crate) async fn checkpoint(
         &details as &[Option<String>],
         &checkpoint.mended,
         &checkpoint.ended,
+        &*epoch.holder,
+        epoch.server_started,
     )
     .fetch_one(executor)
     .await?;

@@ -62,10 +62,15 @@ pub(crate) struct Read {
 /// are fetched from where PostgreSQL keeps large ones, and they come as a stream: what does not fit
 /// the bytes is fetched by nobody.
 ///
+/// With `server_started`, nothing is read from a server that started at another time: one that was failed
+/// over to may have forgotten transactions and draw their numbers again, below `above` (invariants 3
+/// and 4 rest on it).
+///
 /// # Errors
 /// Whatever the database says; the read can be repeated.
 pub(crate) async fn read(
     pool: &PgPool,
+    server_started: Option<DateTime<Utc>>,
     open: &[RangeInclusive<i64>],
     above: i64,
     limit: usize,
@@ -91,6 +96,7 @@ pub(crate) async fn read(
                 union all
                 (select * from outbox where seq > $3 order by seq limit $4)
             ) as event
+            where $5::timestamptz is null or pg_postmaster_start_time() = $5
             order by seq
             limit $4
             "#,
@@ -98,6 +104,7 @@ pub(crate) async fn read(
         &to,
         above,
         i64::try_from(limit).unwrap_or(i64::MAX),
+        server_started,
     )
     .fetch(&mut *connection)
     .map_ok(Row::from);

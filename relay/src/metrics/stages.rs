@@ -79,11 +79,16 @@ impl PublishMetrics {
     /// Kafka did not take an event.
     pub(crate) fn refused(&self, verdict: Verdict) {
         match verdict {
-            Verdict::Transient => &self.transient,
-            Verdict::Permanent => &self.permanent,
-            Verdict::Fatal => &self.fatal,
+            Verdict::Transient => self.transient.inc(),
+            Verdict::Permanent => self.permanent.inc(),
+            // One of many signs that the producer is beyond use, which is counted once.
+            Verdict::Fatal => {}
         }
-        .inc();
+    }
+
+    /// The producer is beyond use.
+    pub(crate) fn beyond_use(&self) {
+        self.fatal.inc();
     }
 }
 

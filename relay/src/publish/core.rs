@@ -50,6 +50,8 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_secs(2);
 const LOOK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 /// How long nothing is sent after a transient refusal: at first, and at most.
 const PAUSE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+/// Events that are parked by one checkpoint: it locks the sink's row, and the lease is renewed there.
+const PARKED: usize = 1_000;
 /// Dead letters that are read at a time.
 const RETRIED: usize = 256;
 /// Payload that a row is assumed to have before the first rows are read.
@@ -334,10 +336,7 @@ impl Core {
         if self.saving_since.is_none() && self.has_unsaved() && (now >= self.save_at || hurry) {
             self.saving_since = Some(now);
             self.saving_dead = self.unsaved_dead.touches_dead_letters();
-            return Some(Command::Checkpoint(Checkpoint {
-                settled: joined(std::mem::take(&mut self.unsaved)),
-                ..std::mem::take(&mut self.unsaved_dead)
-            }));
+            return Some(Command::Checkpoint(self.take_checkpoint()));
         }
         (self.draining && at_rest && self.saving_since.is_none()).then_some(Command::Done)
     }
@@ -366,6 +365,12 @@ impl Core {
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
         self.gate.in_flight()
+    }
+
+    /// The lowest number of those; to be asked now and then.
+    #[must_use]
+    pub(crate) fn oldest_in_flight(&self) -> Option<i64> {
+        self.gate.oldest_in_flight()
     }
 
     /// Bytes of what is in memory.
@@ -488,6 +493,16 @@ impl Core {
         self.retries_wait && !self.gate.is_retrying()
     }
 
+    /// What is parked counts as settled in the very checkpoint that parks it (invariant 3).
+    fn take_checkpoint(&mut self) -> Checkpoint {
+        let mut checkpoint = std::mem::take(&mut self.unsaved_dead);
+        if checkpoint.parked.len() > PARKED {
+            self.unsaved_dead.parked = checkpoint.parked.split_off(PARKED);
+        }
+        self.unsaved.extend(checkpoint.parked.iter().map(|event| event.seq..=event.seq));
+        Checkpoint { settled: joined(std::mem::take(&mut self.unsaved)), ..checkpoint }
+    }
+
     fn has_unsaved(&self) -> bool {
         !self.unsaved.is_empty() || self.unsaved_dead.touches_dead_letters()
     }
@@ -510,7 +525,6 @@ impl Core {
     }
 
     fn park(&mut self, seq: i64, refusal: Option<String>) {
-        self.unsaved.push(seq..=seq);
         self.unsaved_dead.parked.push(ParkedEvent { seq, refusal });
         self.parked_meanwhile = true;
     }

@@ -138,6 +138,12 @@ impl Gate {
         self.in_flight
     }
 
+    /// The lowest number of those; looks at every order in memory.
+    #[must_use]
+    pub(crate) fn oldest_in_flight(&self) -> Option<i64> {
+        self.lanes.values().filter(|lane| lane.flies).filter_map(|lane| Some(lane.queue.front()?.seq)).min()
+    }
+
     /// Whether dead letters are in memory.
     #[must_use]
     pub(crate) fn is_retrying(&self) -> bool {

@@ -53,6 +53,8 @@ const BURST: usize = 256;
 const ASK_WITHOUT_BELL: Duration = Duration::from_secs(1);
 /// Kafka is in trouble when it answers nothing for so long.
 const SILENCE: Duration = Duration::from_secs(3);
+/// The same when it answers others and not the oldest event.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// The stage.
 #[derive(Debug)]
@@ -162,7 +164,7 @@ impl Publisher {
                     left.min(at_most).max(Duration::from_millis(20))
                 }
                 Ok(Outcome::Lost) => {
-                    tracing::warn!("the lease went to another relay: standing by");
+                    tracing::warn!("the lease is lost, to another relay or with a restart of PostgreSQL");
                     Duration::ZERO
                 }
                 Err(error) => {
@@ -198,37 +200,85 @@ impl Publisher {
         };
         tracing::info!(relay.sink = %self.sink, relay.holder = self.holder, "publishing");
         let mut backoff = Backoff::for_outage();
+        let mut doubt = None;
         loop {
-            match self.lead(&source, epoch, bells, shutdown).await? {
+            match self.lead(&source, &epoch, doubt.as_deref(), bells, shutdown).await? {
                 Ended::Lost => return Ok(Outcome::Lost),
-                Ended::Drained => {
-                    if let Err(error) = self.give_up(epoch).await {
-                        tracing::warn!(%error, "the lease could not be given up; it ends by itself");
-                    }
-                    return Ok(Outcome::Stopped);
-                }
-                Ended::Rebuild(reason) => {
+                Ended::Drained => return Ok(self.give_up(&epoch).await),
+                Ended::Rebuild { reason, worked } => {
                     tracing::error!(reason, "the Kafka producer is beyond use: making a new one");
-                    tokio::time::sleep(backoff.next_wait()).await;
+                    self.metrics.beyond_use();
+                    let reason = format!("Kafka: {reason}");
+                    self.health.trouble(reason.clone());
+                    if worked {
+                        backoff.reset();
+                    }
+                    if let Fenced::Lost = self.wait(&epoch, &reason, backoff.next_wait(), shutdown).await? {
+                        return Ok(Outcome::Lost);
+                    }
+                    if shutdown.is_cancelled() {
+                        return Ok(self.give_up(&epoch).await);
+                    }
+                    doubt = Some(reason);
                 }
             }
         }
     }
 
-    async fn give_up(&self, epoch: Epoch) -> Result<(), sqlx::Error> {
-        lease::release(&self.pool, &self.sink, epoch).await?;
-        bell::ring(&self.pool, bell::LEASE).await
+    /// Waits, for shutdown at most, and keeps the lease meanwhile.
+    async fn wait(
+        &self,
+        epoch: &Epoch,
+        trouble: &str,
+        time: Duration,
+        shutdown: &CancellationToken,
+    ) -> Result<Fenced, PublishError> {
+        let until = Instant::now() + time;
+        loop {
+            let renewed = lease::renew(&self.pool, &self.sink, epoch, self.lease, Some(trouble)).await?;
+            if renewed == Renewed::Lost {
+                return Ok(Fenced::Lost);
+            }
+            let next = until.min(Instant::now() + RENEW);
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = shutdown.cancelled() => return Ok(Fenced::Held),
+            }
+            if next == until {
+                return Ok(Fenced::Held);
+            }
+        }
     }
 
-    /// Publishes with one producer, from what is checkpointed.
+    /// Gives the lease up after everything is drained. Whoever has lost it by then knows nothing of
+    /// what there is now.
+    async fn give_up(&self, epoch: &Epoch) -> Outcome {
+        let given_up = async {
+            let fenced = lease::release(&self.pool, &self.sink, epoch).await?;
+            bell::ring(&self.pool, bell::LEASE).await?;
+            Ok::<_, sqlx::Error>(fenced)
+        };
+        match given_up.await {
+            Ok(Fenced::Held) => Outcome::Stopped,
+            Ok(Fenced::Lost) => Outcome::Lost,
+            Err(error) => {
+                tracing::warn!(%error, "the lease could not be given up; it ends by itself");
+                Outcome::Stopped
+            }
+        }
+    }
+
+    /// Publishes with one producer, from what is checkpointed. `doubt` is what made the producer before
+    /// it useless.
     async fn lead(
         &self,
         source: &Source,
-        epoch: Epoch,
+        epoch: &Epoch,
+        doubt: Option<&str>,
         bells: &Bells,
         shutdown: &CancellationToken,
     ) -> Result<Ended, PublishError> {
-        let Renewed::Held(standing) = lease::renew(&self.pool, &self.sink, epoch, self.lease, None).await?
+        let Renewed::Held(standing) = lease::renew(&self.pool, &self.sink, epoch, self.lease, doubt).await?
         else {
             return Ok(Ended::Lost);
         };
@@ -239,7 +289,7 @@ impl Publisher {
             core.handle(Duration::ZERO, Input::DrainWhenPublished);
         }
         let (mut producer, answers) = Producer::new(self.kafka.clone(), &self.metrics.client)?;
-        let mut term = Term::new(self, source, epoch, core, answers);
+        let mut term = Term::new(self, source, epoch, doubt, core, answers);
         term.stands(standing);
         let ended = term.run(&mut producer, bells, shutdown).await;
         self.metrics.circuit_open.set(0);
@@ -256,7 +306,11 @@ impl Publisher {
 enum Ended {
     Drained,
     Lost,
-    Rebuild(String),
+    Rebuild {
+        reason: String,
+        /// Whether Kafka has acknowledged anything since the producer was made.
+        worked: bool,
+    },
 }
 
 /// A question to the database that is under way in a task of its own.
@@ -268,13 +322,13 @@ struct Of {
     pool: PgPool,
     source: Source,
     sink: SinkName,
+    epoch: Epoch,
 }
 
 /// The shell around one [`Core`].
 struct Term<'a> {
     publisher: &'a Publisher,
     of: Of,
-    epoch: Epoch,
     core: Core,
     commit_to_ack: LocalHistogram,
     answers: UnboundedReceiver<Answer>,
@@ -292,22 +346,28 @@ struct Term<'a> {
     /// When the database was last heard of, and Kafka.
     database_answered: Instant,
     kafka_answered: Instant,
-    kafka_trouble: String,
+    kafka_said: String,
+    /// The oldest event that is with Kafka, and since when it has been that.
+    oldest: Option<(i64, Instant)>,
+    /// What made the producer before this one useless, until this one has proven itself.
+    doubt: Option<String>,
+    worked: bool,
 }
 
 impl<'a> Term<'a> {
     fn new(
         publisher: &'a Publisher,
         source: &Source,
-        epoch: Epoch,
+        epoch: &Epoch,
+        doubt: Option<&str>,
         core: Core,
         answers: UnboundedReceiver<Answer>,
     ) -> Self {
         let now = Instant::now();
+        let (pool, sink) = (publisher.pool.clone(), publisher.sink.clone());
         Self {
             publisher,
-            of: Of { pool: publisher.pool.clone(), source: source.clone(), sink: publisher.sink.clone() },
-            epoch,
+            of: Of { pool, source: source.clone(), sink, epoch: epoch.clone() },
             core,
             commit_to_ack: publisher.metrics.commit_to_ack.local(),
             answers,
@@ -319,7 +379,10 @@ impl<'a> Term<'a> {
             refused: Arc::new(()),
             database_answered: now,
             kafka_answered: now,
-            kafka_trouble: "no answer".to_owned(),
+            kafka_said: "no answer".to_owned(),
+            oldest: None,
+            doubt: doubt.map(str::to_owned),
+            worked: false,
         }
     }
 
@@ -401,7 +464,7 @@ impl<'a> Term<'a> {
                     self.reader = Some(self.database("reading the outbox", move |of| {
                         let open = open.clone();
                         async move {
-                            let read = of.source.read(&of.pool, &open, above, limit, bytes).await?;
+                            let read = of.source.read(&of.pool, &of.epoch, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
@@ -418,7 +481,9 @@ impl<'a> Term<'a> {
                     }));
                 }
                 Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
-                Command::Rebuild(reason) => return ControlFlow::Break(Ended::Rebuild(reason)),
+                Command::Rebuild(reason) => {
+                    return ControlFlow::Break(Ended::Rebuild { reason, worked: self.worked });
+                }
                 Command::Done => return ControlFlow::Break(Ended::Drained),
             }
         }
@@ -438,7 +503,7 @@ impl<'a> Term<'a> {
                     self.count(&input, clock);
                     self.core.handle(now, input);
                 }
-                Answer::Trouble(words) => self.kafka_trouble = words,
+                Answer::Trouble(words) => self.kafka_said = words,
             }
         }
         self.commit_to_ack.flush();
@@ -449,6 +514,7 @@ impl<'a> Term<'a> {
         let Publisher { metrics, traces, .. } = self.publisher;
         match input {
             Input::Acknowledged(row) => {
+                (self.worked, self.doubt) = (true, None);
                 metrics.published.inc();
                 tracing::trace!(order.id = %row.aggregate_id, outbox.seq = row.seq, "acknowledged");
                 if let Event::Order(event) = &row.event {
@@ -465,10 +531,10 @@ impl<'a> Term<'a> {
         for event in &checkpoint.parked {
             tracing::error!(outbox.seq = event.seq, reason = event.refusal.as_deref(), "event parked");
         }
-        let (epoch, ttl, checkpoint) = (self.epoch, self.publisher.lease, Arc::new(checkpoint));
+        let (ttl, checkpoint) = (self.publisher.lease, Arc::new(checkpoint));
         self.database("checkpointing", move |of| {
             let checkpoint = Arc::clone(&checkpoint);
-            async move { of.source.checkpoint(&of.pool, &of.sink, epoch, ttl, &checkpoint).await }
+            async move { of.source.checkpoint(&of.pool, &of.sink, &of.epoch, ttl, &checkpoint).await }
         })
     }
 
@@ -496,10 +562,10 @@ impl<'a> Term<'a> {
     }
 
     fn renew(&self, trouble: Option<String>) -> Asked<Renewed> {
-        let (epoch, ttl) = (self.epoch, self.publisher.lease);
+        let ttl = self.publisher.lease;
         self.database("renewing the lease", move |of| {
             let trouble = trouble.clone();
-            async move { lease::renew(&of.pool, &of.sink, epoch, ttl, trouble.as_deref()).await }
+            async move { lease::renew(&of.pool, &of.sink, &of.epoch, ttl, trouble.as_deref()).await }
         })
     }
 
@@ -532,19 +598,11 @@ impl<'a> Term<'a> {
     }
 
     /// Says how it is, and gives the trouble that Kafka makes, if it does.
-    fn tell_health(&self) -> Option<String> {
-        let health = &self.publisher.health;
-        let unanswered = self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE;
+    fn tell_health(&mut self) -> Option<String> {
         let stands = self.paused.is_some() && self.core.in_flight() == 0;
-        let trouble = match self.core.circuit_reason() {
-            _ if stands => None,
-            Some(reason) => Some(format!("Kafka: {reason}")),
-            None if unanswered => {
-                Some(format!("Kafka: {} events unanswered: {}", self.core.in_flight(), self.kafka_trouble))
-            }
-            None => None,
-        };
-        self.publisher.metrics.circuit_open.set(i64::from(self.core.circuit_reason().is_some()));
+        let trouble = if stands { None } else { self.kafka_trouble() };
+        let health = &self.publisher.health;
+        self.publisher.metrics.circuit_open.set(i64::from(trouble.is_some()));
         if Arc::strong_count(&self.refused) > 1 {
             // What the database said is told already.
         } else if self.database_answered.elapsed() > RENEW + SILENCE {
@@ -557,6 +615,29 @@ impl<'a> Term<'a> {
             health.well("publishing");
         }
         trouble
+    }
+
+    /// Why Kafka takes nothing, or not everything, if so.
+    fn kafka_trouble(&mut self) -> Option<String> {
+        let oldest = self.core.oldest_in_flight();
+        if self.oldest.map(|(seq, _)| seq) != oldest {
+            self.oldest = oldest.map(|seq| (seq, Instant::now()));
+        }
+        if let Some(reason) = self.core.circuit_reason() {
+            return Some(format!("Kafka: {reason}"));
+        }
+        if self.core.in_flight() > 0 && self.kafka_answered.elapsed() > SILENCE {
+            return Some(format!("Kafka: {} events unanswered: {}", self.core.in_flight(), self.kafka_said));
+        }
+        // Others may be answered all the same, those of other partitions.
+        if let Some((seq, since)) = self.oldest.filter(|(_, since)| since.elapsed() > STUCK) {
+            let seconds = since.elapsed().as_secs();
+            return Some(format!("Kafka: event {seq} unanswered for {seconds} s: {}", self.kafka_said));
+        }
+        if oldest.is_none() && self.started.elapsed() > STUCK {
+            self.doubt = None;
+        }
+        self.doubt.clone()
     }
 }
 

@@ -66,21 +66,22 @@ impl Source {
     }
 
     /// The rows in `open` and those above `above`, ascending: `limit` at most, and no more once `bytes` are
-    /// spent.
+    /// spent. None from a server that started at another time than that of `epoch`.
     ///
     /// # Errors
     /// Whatever the database says; the read can be repeated.
     pub(crate) async fn read(
         &self,
         pool: &PgPool,
+        epoch: &Epoch,
         open: &[RangeInclusive<i64>],
         above: i64,
         limit: usize,
         bytes: usize,
     ) -> Result<Read, sqlx::Error> {
         match self {
-            Self::Orders => outbox::read(pool, open, above, limit, bytes).await,
-            Self::Foreign(table) => table.read(pool, open, above, limit, bytes).await,
+            Self::Orders => outbox::read(pool, Some(epoch.server_started()), open, above, limit, bytes).await,
+            Self::Foreign(table) => table.read(pool, epoch.server_started(), open, above, limit, bytes).await,
         }
     }
 
@@ -119,7 +120,7 @@ impl Source {
         &self,
         pool: &PgPool,
         sink: &SinkName,
-        epoch: Epoch,
+        epoch: &Epoch,
         ttl: Duration,
         checkpoint: &Checkpoint,
     ) -> Result<Fenced, sqlx::Error> {
