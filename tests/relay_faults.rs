@@ -2,6 +2,8 @@
 //! and ends by comparing outbox and topic event by event. Real servers; the ones that are stopped,
 //! filled or locked up are the test's own.
 
+#[path = "support/faults.rs"]
+mod faults;
 #[path = "support/outbox.rs"]
 mod outbox;
 
@@ -13,74 +15,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use demo::programs::Server;
 use demo::services::{Disk, Extras, Kafka, Postgres};
 use demo::testing::{Database, Topic, eventually};
+use faults::{
+    LONG, SOON, backlog, gauge, in_the_middle, long_backlog, nothing_is_parked, publisher, recovered, says,
+};
 use outbox::{append, compare, settled};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-/// Restarts of servers on a loaded machine included.
-const SOON: Duration = Duration::from_secs(120);
-
-fn publisher(database_url: &str, topic: &Topic, settings: &[(&str, &str)]) -> Server {
-    let no_mail = "smtp://127.0.0.1:1";
-    Server::relay_stages(&["publish"], database_url, topic.brokers(), topic.name(), no_mail, settings)
-        .expect("the relay starts")
-}
-
-/// Commits `each` events of each of `orders` new orders, interleaved.
-async fn backlog(pool: &PgPool, orders: i32, each: i32) {
-    sqlx::query(
-        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
-         select gen_random_uuid(), 'order', md5($3 || n)::uuid, version, 'order.created.v1',
-                json_build_object('filling', repeat(md5(n::text), 10))
-         from generate_series(1, $1) n, generate_series(1, $2) version
-         order by version, n",
-    )
-    .bind(orders)
-    .bind(each)
-    .bind(Uuid::now_v7().to_string())
-    .execute(pool)
-    .await
-    .expect("a backlog");
-}
-
-/// How many events [`long_backlog`] commits.
-const LONG: i64 = 80_000;
-
-/// Commits many short orders, which keep everything busy, and behind them a few long ones, which no
-/// publisher is done with soon: each of their events is a round trip of its own.
-async fn long_backlog(pool: &PgPool) {
-    backlog(pool, 20_000, 3).await;
-    backlog(pool, 20, 1_000).await;
-}
-
-/// Waits until the relay has settled `at_least` events, and asserts that it is not done.
-async fn in_the_middle(pool: &PgPool, at_least: i64) {
-    let (settled, committed) = eventually("the relay to be in the middle", SOON, async || {
-        let (settled, committed): (i64, i64) = sqlx::query_as(
-            "select (select coalesce(sum(upper(r) - lower(r)), 0)::int8 from relay_sinks, unnest(published) r),
-                    (select count(*) from outbox)",
-        )
-        .fetch_one(pool)
-        .await
-        .ok()?;
-        (settled >= at_least).then_some((settled, committed))
-    })
-    .await;
-    assert!(settled < committed, "the backlog is too small to be caught in the middle");
-}
-
-/// Waits until the relay's health names a problem with these words.
-async fn says(relay: &Server, words: &str) {
-    let http = reqwest::Client::new();
-    let mut last = String::new();
-    let told = async || {
-        let answer = http.get(format!("{}/readyz", relay.url())).send().await.ok()?;
-        let status = answer.status().as_u16();
-        last = answer.text().await.ok()?;
-        (status == 503 && last.contains(words)).then_some(())
-    };
-    eventually(&format!("/readyz to say: {words}"), SOON, told).await;
-}
+/// 1 while nothing is sent because Kafka takes nothing.
+const CIRCUIT: &str = "relay_circuit_open{sink=\"kafka\"}";
 
 /// Looks again and again: who asks in between must not be told that all is well.
 async fn stays_in_trouble(relay: &Server, time: Duration) {
@@ -92,16 +35,6 @@ async fn stays_in_trouble(relay: &Server, time: Duration) {
         assert_eq!(status, 503, "{}", answer.text().await.unwrap_or_default());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-async fn recovered(relay: &mut Server) {
-    relay.ready(SOON).await.expect("ready again");
-}
-
-async fn nothing_is_parked(pool: &PgPool) {
-    let parked: i64 =
-        sqlx::query_scalar("select count(*) from relay_dead").fetch_one(pool).await.expect("counted");
-    assert_eq!(parked, 0, "an outage parks nothing");
 }
 
 async fn epoch_and_holder(pool: &PgPool) -> Option<(i64, String)> {
@@ -154,6 +87,7 @@ async fn a_broker_that_is_away_for_a_minute_spends_nothing_and_health_says_why()
     // Part of the claim: longer than every timeout and pause of relay and client library.
     tokio::time::sleep(Duration::from_secs(60)).await;
     says(&relay, "Kafka: ").await;
+    gauge(&relay, CIRCUIT, 1).await;
     nothing_is_parked(&pool).await;
     kafka.start_again().await.expect("started again");
     settled(&pool, SOON).await;
@@ -322,8 +256,11 @@ async fn what_a_publisher_writes_after_its_lease_was_taken_changes_no_row() {
     in_the_middle(&pool, 2_000).await;
     first.process().signal("STOP").expect("stopped in the middle");
 
+    // Part of the claim: much longer than the lease, and than any time-out of a connection.
+    let asleep = tokio::time::Instant::now() + Duration::from_secs(40);
     holds(&pool, &mut second).await;
     settled(&pool, SOON).await;
+    tokio::time::sleep_until(asleep).await;
     let written = async || -> i64 {
         sqlx::query_scalar("select count(*) from written where who = 'first'")
             .fetch_one(&pool)
@@ -358,8 +295,8 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
     let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let everybody = "User:ANONYMOUS";
-    let read = ["--add", "--allow-principal", everybody, "--operation", "Read", "--operation", "Describe"];
-    kafka.rights(topic.name(), &read).await.expect("may be read");
+    let on_topic = ["--add", "--topic", topic.name(), "--allow-principal", everybody, "--operation"];
+    kafka.rights(&[&on_topic[..], &["Read", "--operation", "Describe"]].concat()).await.expect("may be read");
     backlog(&pool, 100, 3).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     says(&relay, "authorization failed").await;
@@ -367,18 +304,58 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
     tokio::time::sleep(Duration::from_secs(3)).await;
     says(&relay, "authorization failed").await;
     nothing_is_parked(&pool).await;
-    let write = ["--add", "--allow-principal", everybody, "--operation", "Write"];
-    kafka.rights(topic.name(), &write).await.expect("may be written to");
+    gauge(&relay, CIRCUIT, 1).await;
+    kafka.rights(&[&on_topic[..], &["Write"]].concat()).await.expect("may be written to");
     settled(&pool, SOON).await;
     recovered(&mut relay).await;
+    gauge(&relay, CIRCUIT, 0).await;
     nothing_is_parked(&pool).await;
     compare(&pool, &topic, &HashSet::new()).await;
 }
 
-/// A disk that can be filled; none, and loudly, where this process may not mount one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let authorizer = [
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ];
+    let extras = Extras { settings: &authorizer, ..Extras::default() };
+    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    // Who may write to no topic and has no right of its own to be idempotent gets no producer id, and
+    // librdkafka takes that for fatal.
+    let nobody = ["--deny-principal", "User:ANONYMOUS", "--force", "--operation"];
+    let no_topic = [&["--topic", "*"], &nobody[..], &["Write"]].concat();
+    let no_producer = [&["--cluster"], &nobody[..], &["IdempotentWrite"]].concat();
+    for rule in [&no_topic, &no_producer] {
+        kafka.rights(&[&["--add"], &rule[..]].concat()).await.expect("denied");
+    }
+    backlog(&pool, 100, 3).await;
+    let mut relay = publisher(database.url(), &topic, &[("RELAY_LEASE_SECONDS", "3")]);
+    says(&relay, "uthorization").await;
+    let before = epoch_and_holder(&pool).await.expect("a holder");
+    // Part of the claim: longer than the lease and than the longest wait for another producer.
+    stays_in_trouble(&relay, Duration::from_secs(12)).await;
+    assert_eq!(epoch_and_holder(&pool).await, Some(before), "the lease went away meanwhile");
+    gauge(&relay, CIRCUIT, 1).await;
+    for rule in [&no_topic, &no_producer] {
+        kafka.rights(&[&["--remove"], &rule[..]].concat()).await.expect("allowed");
+    }
+    settled(&pool, SOON).await;
+    recovered(&mut relay).await;
+    gauge(&relay, CIRCUIT, 0).await;
+    nothing_is_parked(&pool).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
+/// A disk that can be filled; none, and loudly, where this process may not mount one. CI may.
+#[allow(clippy::disallowed_methods, reason = "no setting of a program")]
 fn small_disk(megabytes: u32) -> Option<Disk> {
     let disk = Disk::mount(megabytes).expect("a place for a disk");
     if disk.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "a full disk cannot be tested: no tmpfs can be mounted");
         eprintln!("SKIPPED: a full disk cannot be tested here, because this process may not mount a tmpfs");
     }
     disk

@@ -101,8 +101,21 @@ impl Topic {
     /// # Panics
     /// When Kafka cannot be reached.
     pub async fn create_on(brokers: &str, partitions: i32, settings: &[(&str, &str)]) -> Self {
+        Self::create_replicated(brokers, partitions, 1, settings).await
+    }
+
+    /// The same on so many brokers of a cluster each.
+    ///
+    /// # Panics
+    /// When Kafka cannot be reached.
+    pub async fn create_replicated(
+        brokers: &str,
+        partitions: i32,
+        replicas: i32,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let name = format!("test_{}", Uuid::now_v7().simple());
-        topic::create_with(brokers, &name, partitions, settings).await.expect("topic created");
+        topic::create_with(brokers, &name, partitions, replicas, settings).await.expect("topic created");
         Self { name, brokers: brokers.to_owned() }
     }
 

@@ -107,7 +107,7 @@ fn config(brokers: &str) -> ClientConfig {
 /// # Errors
 /// [`TopicError::Kafka`] when the broker does not answer or refuses.
 pub async fn create(brokers: &str, topic: &str, partitions: i32) -> Result<(), TopicError> {
-    create_with(brokers, topic, partitions, &[]).await
+    create_with(brokers, topic, partitions, 1, &[]).await
 }
 
 /// The same with settings of the topic.
@@ -118,12 +118,13 @@ pub async fn create_with(
     brokers: &str,
     topic: &str,
     partitions: i32,
+    replicas: i32,
     settings: &[(&str, &str)],
 ) -> Result<(), TopicError> {
     let what = || format!("topic {topic}");
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().map_err(refused(brokers, what()))?;
-    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
     for (name, value) in settings {
         new = new.set(name, value);
     }

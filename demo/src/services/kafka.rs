@@ -30,8 +30,17 @@ pub struct Kafka {
     directory: PathBuf,
     classpath: String,
     port: u16,
+    cluster: Cluster,
     spec: Spec,
     process: Process,
+}
+
+/// What the brokers of a cluster have in common.
+#[derive(Clone, Debug)]
+struct Cluster {
+    id: String,
+    /// The port of the one controller, which is in the process of the first broker.
+    controller: u16,
 }
 
 impl Kafka {
@@ -48,6 +57,23 @@ impl Kafka {
     /// # Errors
     /// As [`Kafka::start`].
     pub async fn start_with(extras: Extras<'_>) -> Result<Self, ServiceError> {
+        Self::start_node(1, None, extras).await
+    }
+
+    /// Starts another broker of the same cluster. The first one stays its controller: the cluster lives as
+    /// long as that one.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub async fn join(&self, node: u16) -> Result<Self, ServiceError> {
+        Self::start_node(node, Some(&self.cluster), Extras::default()).await
+    }
+
+    async fn start_node(
+        node: u16,
+        cluster: Option<&Cluster>,
+        extras: Extras<'_>,
+    ) -> Result<Self, ServiceError> {
         let io_failed = |source| ServiceError::Io { service: NAME, source };
         let classpath = format!("{}/*", Distribution::kafka().unpacked().await?.display());
         let mut tries = 0;
@@ -55,15 +81,17 @@ impl Kafka {
             tries += 1;
             let directory = guard::scratch("kafka").map_err(io_failed)?;
             let port = free_port().map_err(io_failed)?;
-            let controller = free_port().map_err(io_failed)?;
+            let new = Cluster { id: cluster_id(), controller: free_port().map_err(io_failed)? };
+            let is_first = cluster.is_none();
+            let cluster = cluster.cloned().unwrap_or(new);
             let properties = directory.join("server.properties");
             let data = extras.disk.map_or(directory.as_path(), Disk::path).join(format!("data-{tries}"));
-            let mut text = server_properties(port, controller, &data);
+            let mut text = server_properties(node, is_first, port, cluster.controller, &data);
             for (name, value) in extras.settings {
                 text += &format!("{name}={value}\n");
             }
             fs::write(&properties, text).map_err(io_failed)?;
-            format(&classpath, &properties, directory.join("format.log")).await?;
+            format(&classpath, &properties, &cluster.id, directory.join("format.log")).await?;
             let machine = if extras.jvm.is_empty() { SMALL } else { extras.jvm };
             let spec = java("kafka", machine, &classpath, directory.join("log"))
                 .args(["kafka.Kafka"])
@@ -71,7 +99,7 @@ impl Kafka {
             let set = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
             let spec = Spec { env: extras.environment.iter().map(set).collect(), ..spec };
             let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
-            let mut broker = Self { directory, classpath: classpath.clone(), port, spec, process };
+            let mut broker = Self { directory, classpath: classpath.clone(), port, cluster, spec, process };
             match broker.answers().await {
                 Ok(()) => return Ok(broker),
                 Err(error) if tries == STARTS => return Err(error),
@@ -117,19 +145,19 @@ impl Kafka {
         self.answers().await
     }
 
-    /// Adds or removes access rules on a topic, in the words of Kafka's own `kafka-acls` command:
-    /// `["--add", "--deny-principal", "User:ANONYMOUS", "--operation", "Write"]`.
+    /// Adds or removes access rules, in the words of Kafka's own `kafka-acls` command:
+    /// `["--add", "--topic", "orders", "--deny-principal", "User:ANONYMOUS", "--operation", "Write"]`.
     ///
     /// # Errors
     /// When the broker has no authorizer, or refuses.
-    pub async fn rights(&self, topic: &str, rule: &[&str]) -> Result<(), ServiceError> {
+    pub async fn rights(&self, rule: &[&str]) -> Result<(), ServiceError> {
         let command = java(
             "kafka-acls",
             &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
             &self.classpath,
             self.directory.join("acls.log"),
         )
-        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers(), "--topic", topic])
+        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()])
         .args(rule);
         Process::run(&command, START).await.map_err(ServiceError::process(NAME))
     }
@@ -213,14 +241,14 @@ pub fn java_is_there() -> bool {
     output.status.success() && major.is_some_and(|major| major >= 17)
 }
 
-async fn format(classpath: &str, properties: &Path, log: PathBuf) -> Result<(), ServiceError> {
+async fn format(classpath: &str, properties: &Path, cluster: &str, log: PathBuf) -> Result<(), ServiceError> {
     let format = java(
         "kafka format",
         &["-XX:+UseSerialGC", "-Xshare:auto", "-XX:TieredStopAtLevel=1"],
         classpath,
         log,
     )
-    .args(["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"])
+    .args(["kafka.tools.StorageTool", "format", "-t", cluster, "-c"])
     .args([properties]);
     Process::run(&format, START).await.map_err(ServiceError::process(NAME))
 }
@@ -240,13 +268,19 @@ fn cluster_id() -> String {
     (0..21).map(|i| digit(bits >> (122 - 6 * i))).chain([digit(bits << 4)]).collect()
 }
 
-fn server_properties(port: u16, controller: u16, data: &Path) -> String {
+fn server_properties(node: u16, is_first: bool, port: u16, controller: u16, data: &Path) -> String {
+    let (roles, and_controller) = if is_first {
+        ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller}"))
+    } else {
+        ("broker", String::new())
+    };
     format!(
-        "process.roles=broker,controller\n\
-         node.id=1\n\
+        "process.roles={roles}\n\
+         node.id={node}\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port}{and_controller}\n\
          advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
          controller.listener.names=CONTROLLER\n\
          log.dirs={}\n\
          offsets.topic.replication.factor=1\n\

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::Connection;
@@ -21,6 +21,7 @@ const STOP: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Postgres {
     directory: PathBuf,
+    data: PathBuf,
     port: u16,
     spec: Spec,
     process: Process,
@@ -85,7 +86,7 @@ impl Postgres {
             let port = free_port().map_err(io_failed)?;
             let spec = spec.clone().args(["-p", &port.to_string()]);
             let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
-            let mut server = Self { directory: directory.clone(), port, spec, process };
+            let mut server = Self { directory: directory.clone(), data: data.clone(), port, spec, process };
             match server.answers().await {
                 Ok(()) => return Ok(server),
                 Err(error) if tries == STARTS => return Err(error),
@@ -120,6 +121,38 @@ impl Postgres {
     /// When the operating system refuses.
     pub fn kill(&mut self) -> Result<(), ServiceError> {
         self.process.kill().map_err(ServiceError::process(NAME))
+    }
+
+    /// Stops it, keeps a copy of its data for [`Postgres::go_back`], and starts it again.
+    ///
+    /// # Errors
+    /// When it does not end or start in time, or cannot be copied.
+    pub async fn keep(&mut self) -> Result<(), ServiceError> {
+        self.stop().await?;
+        self.copy(&self.data, &self.kept()).await?;
+        self.start_again().await
+    }
+
+    /// Loses everything since [`Postgres::keep`], as a failover to a replica does that was behind: SIGKILL,
+    /// and another start on what was kept.
+    ///
+    /// # Errors
+    /// When it does not start, or nothing was kept.
+    pub async fn go_back(&mut self) -> Result<(), ServiceError> {
+        self.kill()?;
+        let lost = self.directory.join("lost");
+        fs::rename(&self.data, &lost).map_err(ServiceError::io(NAME))?;
+        self.copy(&self.kept(), &self.data).await?;
+        self.start_again().await
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.directory.join("kept")
+    }
+
+    async fn copy(&self, from: &Path, to: &Path) -> Result<(), ServiceError> {
+        let copy = Spec::new("cp", "cp", self.directory.join("cp.log")).args(["-a"]).args([from, to]);
+        Process::run(&copy, START).await.map_err(ServiceError::process(NAME))
     }
 
     /// Starts it again on the same data and port.

@@ -566,6 +566,72 @@ mod tests {
         false
     }
 
+    /// What [`Core::next`] hands to Kafka at `now`.
+    fn sent(core: &mut Core, now: Duration) -> Vec<Arc<Row>> {
+        let mut sent = Vec::new();
+        while let Some(command) = core.next(now) {
+            if let Command::Send(due) = command {
+                sent.push(due.row);
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_circuit_opens_probes_with_one_event_waits_longer_and_closes() {
+        let at = Duration::from_millis;
+        let mut core = Core::new(Limits::default(), &Numbers::new(), HashSet::new());
+        let rows = (1..=3).map(|seq| row(seq, Uuid::from_u128(seq.unsigned_abs().into()))).collect();
+        core.handle(at(0), Input::Rows { rows, cut: false });
+        let refused = |event: &Arc<Row>| Input::Refused {
+            event: Arc::clone(event),
+            verdict: Verdict::Transient,
+            detail: "away".to_owned(),
+        };
+        for event in sent(&mut core, at(0)) {
+            core.handle(at(0), refused(&event));
+        }
+        assert_eq!(core.circuit_reason(), Some("away"));
+        assert_eq!(sent(&mut core, at(99)), [], "it is open");
+        let probe = sent(&mut core, at(100));
+        assert_eq!(probe.len(), 1, "one event finds out");
+        core.handle(at(100), refused(&probe[0]));
+        assert_eq!(sent(&mut core, at(299)), [], "twice as long");
+        let probe = sent(&mut core, at(300));
+        assert_eq!(probe.len(), 1);
+        core.handle(at(301), Input::Acknowledged(Arc::clone(&probe[0])));
+        assert_eq!(core.circuit_reason(), None);
+        assert_eq!(sent(&mut core, at(301)).len(), 2, "it is closed");
+    }
+
+    #[test]
+    fn a_long_order_is_parked_in_portions_and_each_is_settled_where_it_is_parked() {
+        let now = Duration::from_secs(1);
+        let mut core = Core::new(Limits::default(), &Numbers::new(), HashSet::new());
+        let rows = (1..=2_500).map(|seq| row(seq, Uuid::from_u128(1))).collect();
+        core.handle(now, Input::Rows { rows, cut: false });
+        for _ in 0..2 {
+            for event in sent(&mut core, now) {
+                let detail = "too large".to_owned();
+                core.handle(now, Input::Refused { event, verdict: Verdict::Permanent, detail });
+            }
+        }
+        let mut parked = Vec::new();
+        let mut later = now;
+        while parked.len() < 2_500 {
+            later += Duration::from_secs(1);
+            while let Some(command) = core.next(later) {
+                let Command::Checkpoint(checkpoint) = command else { continue };
+                assert!(checkpoint.parked.len() <= PARKED, "{}", checkpoint.parked.len());
+                let seqs: Vec<i64> = checkpoint.parked.iter().map(|event| event.seq).collect();
+                assert_eq!(joined(seqs.iter().map(|seq| *seq..=*seq).collect()), checkpoint.settled);
+                parked.extend(seqs);
+                core.handle(later, Input::Saved);
+            }
+        }
+        assert!(parked.is_sorted() && parked.len() == 2_500);
+    }
+
     #[test]
     fn a_producer_beyond_use_is_replaced_and_what_was_with_it_is_settled_by_nobody() {
         let now = Duration::from_secs(1);

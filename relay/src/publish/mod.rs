@@ -464,7 +464,8 @@ impl<'a> Term<'a> {
                     self.reader = Some(self.database("reading the outbox", move |of| {
                         let open = open.clone();
                         async move {
-                            let read = of.source.read(&of.pool, &of.epoch, &open, above, limit, bytes).await?;
+                            let read =
+                                of.source.read(&of.pool, &of.epoch, &open, above, limit, bytes).await?;
                             Ok(Input::Rows { rows: read.rows, cut: read.cut })
                         }
                     }));
