@@ -45,11 +45,11 @@ pub(crate) const LOGGING: [(&str, &str); 2] =
 pub(crate) struct Seen {
     /// Commits, or events in groups, that were really made.
     pub(crate) per_second: f64,
-    pub(crate) to_ack: Percentiles,
+    pub(crate) to_ack: Option<Percentiles>,
     pub(crate) to_consumer: Percentiles,
     /// All events, warm-up included.
     pub(crate) events: u64,
-    /// Events that did not come, or came more than once.
+    /// Events that did not come, or came more than once, or of which no acknowledgement is told.
     pub(crate) errors: u64,
 }
 
@@ -61,7 +61,8 @@ struct Times {
     received: AtomicU64,
 }
 
-struct Run {
+/// Everything that was committed, and what became of it.
+pub(crate) struct Run {
     start: Instant,
     /// The same moment on the clock that the relay's log shows.
     start_time: DateTime<Utc>,
@@ -70,6 +71,8 @@ struct Run {
     /// The first event that nobody has taken to commit.
     next: Mutex<usize>,
     times: Vec<Times>,
+    /// How many of them come before what is measured.
+    warm_up: usize,
     repeats: AtomicU64,
     arrived: AtomicUsize,
     bell: Bell,
@@ -81,8 +84,7 @@ pub(crate) async fn measure(
     per_second: u64,
     at_once: usize,
     duration: Duration,
-    log: &Path,
-) -> Outcome<Seen> {
+) -> Outcome<Arc<Run>> {
     let warm_up = usize::try_from(per_second * WARM_UP.as_secs())?;
     let events = warm_up + usize::try_from(per_second * duration.as_secs())?;
     let writers = if at_once == 1 { WRITERS } else { 1 };
@@ -100,6 +102,7 @@ pub(crate) async fn measure(
         at_once,
         next: Mutex::new(0),
         times: (0..events).map(|_| Times::default()).collect(),
+        warm_up,
         repeats: AtomicU64::new(0),
         arrived: AtomicUsize::new(0),
         bell,
@@ -129,8 +132,7 @@ pub(crate) async fn measure(
     end.cancel();
     receiver.await??;
     outcome?;
-    run.read_acknowledgements(log)?;
-    run.seen(warm_up)
+    Ok(run)
 }
 
 impl Run {
@@ -204,10 +206,14 @@ impl Run {
         Ok(())
     }
 
-    fn seen(&self, warm_up: usize) -> Outcome<Seen> {
+    /// What was seen, and told by the log of a relay that is gone.
+    pub(crate) fn seen(&self, log: Option<&Path>) -> Outcome<Seen> {
+        if let Some(log) = log {
+            self.read_acknowledgements(log)?;
+        }
         let (mut to_ack, mut to_consumer) = (Vec::new(), Vec::new());
         let (mut first, mut last) = (u64::MAX, 0);
-        for event in &self.times[warm_up..] {
+        for event in &self.times[self.warm_up..] {
             let committed = event.committed.load(Ordering::Relaxed);
             (first, last) = (first.min(committed), last.max(committed));
             for (at, latencies) in [(&event.acknowledged, &mut to_ack), (&event.received, &mut to_consumer)] {
@@ -218,14 +224,15 @@ impl Run {
                 }
             }
         }
-        let measured = self.times.len() - warm_up;
+        let measured = self.times.len() - self.warm_up;
         let missing = self.times.len() - self.arrived.load(Ordering::Relaxed);
+        let untold = if log.is_some() { measured - to_ack.len() } else { 0 };
         Ok(Seen {
             per_second: measured as f64 / (last.saturating_sub(first).max(1) as f64 / 1e6),
-            to_ack: Percentiles::of(to_ack),
+            to_ack: log.map(|_| Percentiles::of(to_ack)),
             to_consumer: Percentiles::of(to_consumer),
             events: self.times.len() as u64,
-            errors: missing as u64 + self.repeats.load(Ordering::Relaxed),
+            errors: (missing + untold) as u64 + self.repeats.load(Ordering::Relaxed),
         })
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn producer(brokers: &str) -> ClientConfig {
         .set("compression.type", "lz4")
         .set("linger.ms", "0")
         .set("queue.buffering.max.messages", "100000")
-        .set("queue.buffering.max.kbytes", "262144");
+        .set("queue.buffering.max.kbytes", "98304");
     config
 }
 

@@ -50,6 +50,8 @@ enum Load {
     Poller { old_snapshot: bool },
     /// The relay on an outbox that is written to, `at_once` events in a transaction at most.
     Commits { per_second: u64, at_once: usize },
+    /// Two relays, of which the one that publishes is killed, or asked to end.
+    Takeover { killed: bool },
     /// The relay on an empty outbox: `relay run`, or the publisher alone.
     Idle { all_stages: bool },
 }
@@ -63,6 +65,8 @@ impl fmt::Display for Load {
             Self::Poller { old_snapshot } => write!(f, "poller: {}{}", Shape::One, held(old_snapshot)),
             Self::Commits { per_second, at_once: 1 } => write!(f, "relay: {per_second} commits a second"),
             Self::Commits { per_second, .. } => write!(f, "relay: {per_second} events a second in groups"),
+            Self::Takeover { killed: true } => write!(f, "takeover after SIGKILL, 200 commits a second"),
+            Self::Takeover { killed: false } => write!(f, "takeover after SIGTERM, 200 commits a second"),
             Self::Idle { all_stages: false } => write!(f, "idle publisher: statements"),
             Self::Idle { all_stages: true } => write!(f, "idle relay with all stages: statements"),
         }
@@ -119,6 +123,8 @@ fn loads(api_rate: u64) -> Vec<Load> {
         commits(5_000),
         // What the API does at such a rate: single commits would be limited by the disk.
         Load::Commits { per_second: api_rate / 2, at_once: 64 },
+        Load::Takeover { killed: true },
+        Load::Takeover { killed: false },
         Load::Idle { all_stages: false },
         Load::Idle { all_stages: true },
     ]

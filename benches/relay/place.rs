@@ -32,6 +32,8 @@ const JVM: &[&str] = &[
     "-Djava.awt.headless=true",
 ];
 const READY: Duration = Duration::from_secs(60);
+/// For how long events are committed while a standby takes over.
+const TAKEOVER: Duration = Duration::from_secs(12);
 /// How often the messages of a full outbox are produced before what is measured.
 const WARM_DRAINS: usize = 3;
 /// Commits a second, and for how long.
@@ -90,6 +92,7 @@ impl Place {
             Load::Drain { shape, old_snapshot } => self.drain(shape, old_snapshot, &topic).await,
             Load::Poller { old_snapshot } => self.poller(old_snapshot, &topic).await,
             Load::Commits { per_second, at_once } => self.commits(per_second, at_once, &topic).await,
+            Load::Takeover { killed } => self.takeover(killed, &topic).await,
             Load::Idle { all_stages } => self.idle(all_stages, &topic).await,
         }?;
         topic.delete().await?;
@@ -172,19 +175,56 @@ impl Place {
         let mut relay = self.relay(&["publish"], "commits", topic, &commits::LOGGING)?;
         relay.ready(READY).await?;
         let database = self.server.clone().database("commits");
-        let log = relay.process().log().to_owned();
-        let seen = commits::measure(&database, topic, per_second, at_once, duration, &log).await?;
+        let run = commits::measure(&database, topic, per_second, at_once, duration).await?;
         let pid = relay.process().id();
         let (used, memory) = (cpu::time(pid), resident(pid).await);
         relay.terminate().await?;
+        let seen = run.seen(Some(relay.process().log()))?;
         Ok(Sample {
             per_second: seen.per_second,
-            to_ack: Some(seen.to_ack),
+            to_ack: seen.to_ack,
             to_consumer: Some(seen.to_consumer),
             cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / seen.events as f64),
             cpu_share: None,
             memory,
             errors: seen.errors,
+        })
+    }
+
+    /// Events are committed all the time, and the publisher goes while another one stands by: the one that
+    /// waits longest waits for the takeover.
+    async fn takeover(&self, killed: bool, topic: &Topic) -> Outcome<Sample> {
+        self.fresh("commits").await?;
+        let start = || self.relay(&["publish"], "commits", topic, &[]);
+        let (mut leader, mut standby) = (start()?, start()?);
+        leader.ready(READY).await?;
+        standby.ready(READY).await?;
+        let database = self.server.clone().database("commits");
+        let holder: String = sqlx::query_scalar("select holder from relay_sinks where holder is not null")
+            .fetch_one(&mut database.connect().await?)
+            .await?;
+        if !holder.starts_with(&format!("relay-{}-", leader.process().id())) {
+            std::mem::swap(&mut leader, &mut standby);
+        }
+        let goes = async {
+            tokio::time::sleep(TAKEOVER / 3).await;
+            if killed { leader.kill() } else { leader.terminate().await }
+        };
+        let (per_second, at_once) = (200, 1);
+        let measured = commits::measure(&database, topic, per_second, at_once, TAKEOVER);
+        let (gone, run) = tokio::join!(goes, measured);
+        gone?;
+        let seen = run?.seen(None)?;
+        standby.terminate().await?;
+        Ok(Sample {
+            per_second: seen.per_second,
+            to_ack: None,
+            to_consumer: Some(seen.to_consumer),
+            cpu_per_event: None,
+            cpu_share: None,
+            memory: None,
+            // A killed publisher may have published what it had not noted down yet.
+            errors: if killed { 0 } else { seen.errors },
         })
     }
 

@@ -25,7 +25,8 @@ pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
     };
     let drain = |shape| Load::Drain { shape, old_snapshot: false };
     let held = Load::Drain { shape: Shape::One, old_snapshot: true };
-    let idle = Load::Idle { all_stages: false };
+    let longest = |killed| middle(Load::Takeover { killed }, |sample| Some(sample.to_consumer?.p999));
+    let idle = |all_stages| Load::Idle { all_stages };
     vec![
         Target::new(
             "relay / bare loop, one event per order",
@@ -77,11 +78,22 @@ pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
             latency(5_000, |sample| Some(sample.to_ack?.p99)),
             AtMost(10.0),
         ),
+        Target::new("longest wait after the publisher's SIGKILL, ms", longest(true), AtMost(10_000.0)),
+        Target::new("longest wait after the publisher's SIGTERM, ms", longest(false), AtMost(1_000.0)),
         Target::new(
             "statements a second of an idle publisher",
-            middle(idle, |sample| Some(sample.per_second)),
+            middle(idle(false), |sample| Some(sample.per_second)),
             AtMost(2.0),
         ),
-        Target::new("% of a core of an idle publisher", middle(idle, |sample| sample.cpu_share), AtMost(1.0)),
+        Target::new(
+            "statements a second of an idle relay with all stages",
+            middle(idle(true), |sample| Some(sample.per_second)),
+            AtMost(2.0),
+        ),
+        Target::new(
+            "% of a core of an idle relay with all stages",
+            middle(idle(true), |sample| sample.cpu_share),
+            AtMost(1.0),
+        ),
     ]
 }
