@@ -329,6 +329,11 @@ async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may
     let nobody = ["--deny-principal", "User:ANONYMOUS", "--force", "--operation"];
     let no_topic = [&["--topic", "*"], &nobody[..], &["Write"]].concat();
     let no_producer = [&["--cluster"], &nobody[..], &["IdempotentWrite"]].concat();
+    for place in [&["--topic", "*"][..], &["--cluster"]] {
+        // Where there is a rule, what no rule allows is denied, to the broker itself too.
+        let rest = ["--add", "--allow-principal", "User:ANONYMOUS", "--operation", "All"];
+        kafka.rights(&[place, &rest].concat()).await.expect("allowed");
+    }
     for rule in [&no_topic, &no_producer] {
         kafka.rights(&[&["--add"], &rule[..]].concat()).await.expect("denied");
     }

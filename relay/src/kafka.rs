@@ -355,6 +355,16 @@ impl Producer {
         producer.send(record).map_err(|(error, _)| refused(error))
     }
 
+    /// Why it is beyond use, in librdkafka's words; of an event it only says that it is.
+    #[must_use]
+    pub(crate) fn fatal_reason(&self) -> Option<String> {
+        let error = [Some(&self.many), self.alone.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|producer| producer.client().fatal_error());
+        error.map(|(code, words)| format!("{code}: {words}"))
+    }
+
     /// Throws away what is not answered yet and closes the connections. Blocks for up to a second.
     pub(crate) fn discard(self) {
         for producer in [Some(self.many), self.alone].into_iter().flatten() {

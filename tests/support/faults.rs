@@ -61,14 +61,18 @@ pub(crate) async fn in_the_middle(pool: &PgPool, at_least: i64) {
     assert!(settled < committed, "the backlog is too small to be caught in the middle");
 }
 
-/// Waits until the relay's health names a problem with these words.
+/// Waits until the relay's health names a problem with these words. Shows what it says until then.
 pub(crate) async fn says(relay: &Server, words: &str) {
     let http = reqwest::Client::new();
     let mut last = String::new();
     let told = async || {
         let answer = http.get(format!("{}/readyz", relay.url())).send().await.ok()?;
         let status = answer.status().as_u16();
-        last = answer.text().await.ok()?;
+        let text = answer.text().await.ok()?;
+        if text != last {
+            println!("{status} {text}");
+            last = text;
+        }
         (status == 503 && last.contains(words)).then_some(())
     };
     eventually(&format!("/readyz to say: {words}"), SOON, told).await;

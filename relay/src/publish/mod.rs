@@ -482,7 +482,8 @@ impl<'a> Term<'a> {
                     }));
                 }
                 Command::Checkpoint(checkpoint) => self.saver = Some(self.save(checkpoint)),
-                Command::Rebuild(reason) => {
+                Command::Rebuild(words) => {
+                    let reason = producer.fatal_reason().unwrap_or(words);
                     return ControlFlow::Break(Ended::Rebuild { reason, worked: self.worked });
                 }
                 Command::Done => return ControlFlow::Break(Ended::Drained),
