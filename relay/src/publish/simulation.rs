@@ -29,6 +29,14 @@ struct Faults {
     fatal: bool,
     /// Operators pause, resume, mend what was refused, retry and discard.
     operators: bool,
+    /// Publishers drain and hand over; others sleep through their lease and wake up beside the next one.
+    handovers: bool,
+}
+
+/// A publisher that has lost its lease and does not know it yet.
+struct Zombie {
+    core: Core,
+    flying: Vec<Row>,
 }
 
 /// A transaction of some application.
@@ -76,6 +84,9 @@ struct World {
     core: Core,
     reader: Option<Question>,
     saver: Option<(Checkpoint, bool)>,
+    /// It was asked to drain.
+    draining: bool,
+    zombie: Option<Zombie>,
     faulted: bool,
     mended: bool,
 }
@@ -121,6 +132,8 @@ impl World {
             core: Core::new(limits(), &Numbers::new(), HashSet::new()),
             reader: None,
             saver: None,
+            draining: false,
+            zombie: None,
             faulted: false,
             mended: false,
         }
@@ -393,16 +406,66 @@ impl World {
                 self.limbo.push(row);
             }
         }
+        self.begin();
+    }
+
+    /// A publisher begins from what the database knows.
+    fn begin(&mut self) {
+        self.draining = false;
         let parked = self.dead.keys().map(|seq| self.committed[seq].aggregate_id).collect();
         self.core = Core::new(limits(), &self.published, parked);
         self.renew();
     }
 
+    /// The publisher has drained: it has left nothing that another one would do again.
+    fn hand_over(&mut self) {
+        assert!(self.flying.is_empty() && self.saver.is_none(), "handed over with work under way");
+        self.reader = None;
+        self.begin();
+    }
+
+    /// The publisher falls asleep with events under way; when it wakes up another one publishes.
+    fn fall_asleep(&mut self) {
+        let flying = std::mem::take(&mut self.flying).into_iter().map(|(row, _)| row);
+        let flying = flying.filter(|row| !self.poison.contains(&row.seq)).collect();
+        let core = std::mem::replace(&mut self.core, Core::new(limits(), &Numbers::new(), HashSet::new()));
+        self.zombie = Some(Zombie { core, flying });
+        self.start_again();
+    }
+
+    /// It goes on where it fell asleep, until its first checkpoint updates no row.
+    fn wake(&mut self) {
+        let Some(mut zombie) = self.zombie.take() else { return };
+        if !zombie.flying.is_empty() {
+            let row = zombie.flying.swap_remove(self.rng.usize(..zombie.flying.len()));
+            self.topic.push(row.clone());
+            zombie.core.handle(self.now, Input::Acknowledged(Arc::new(row)));
+        }
+        while let Some(command) = zombie.core.next(self.now) {
+            match command {
+                Command::Send(due) if self.poison.contains(&due.row.seq) => {}
+                Command::Send(due) => zombie.flying.push((*due.row).clone()),
+                Command::Checkpoint(_) | Command::Rebuild(_) | Command::Done => {
+                    self.limbo.extend(zombie.flying);
+                    return;
+                }
+                question @ Command::Read { .. } => {
+                    let rows = self.answer(&question);
+                    zombie.core.handle(self.now, rows);
+                    break;
+                }
+                Command::ReadRetries { .. } | Command::LookUpHolders => break,
+            }
+        }
+        self.zombie = Some(zombie);
+    }
+
     fn obey(&mut self) {
         while let Some(command) = self.core.next(self.now) {
             let saves = matches!(command, Command::Checkpoint(_));
-            let rebuilds = matches!(command, Command::Rebuild(_));
-            assert!(saves || rebuilds || !self.told_to_pause, "paused, and yet {command:?}");
+            let ends = matches!(command, Command::Rebuild(_) | Command::Done);
+            assert!(saves || ends || !self.told_to_pause, "paused, and yet {command:?}");
+            assert!(saves || ends || !self.draining, "draining, and yet {command:?}");
             match command {
                 Command::Send(due) => self.flying.push(((*due.row).clone(), due.alone)),
                 Command::Checkpoint(checkpoint) => {
@@ -414,6 +477,7 @@ impl World {
                     self.reader = Some(Question::Asked(question));
                 }
                 Command::Rebuild(_) if self.faults.fatal => self.start_again(),
+                Command::Done if self.draining => self.hand_over(),
                 Command::Rebuild(_) | Command::Done => unreachable!("not asked for"),
             }
         }
@@ -428,6 +492,14 @@ impl World {
             14 if self.faults.operators && writing && self.rng.u8(..4) == 0 => self.operate(),
             15 if self.faults.operators => self.renew(),
             13 if self.faults.crashes && writing && self.rng.u8(..10) == 0 => self.start_again(),
+            17 if self.faults.handovers && writing && !self.draining && self.rng.u8(..10) == 0 => {
+                self.draining = true;
+                self.core.handle(self.now, Input::Drain);
+            }
+            18 if self.faults.crashes && self.faults.handovers && writing && self.rng.u8(..10) == 0 => {
+                self.fall_asleep();
+            }
+            19 => self.wake(),
             16 if self.faults.fatal && writing && self.rng.u8(..10) == 0 => self.break_producer(),
             _ => self.kafka(),
         }
@@ -532,26 +604,83 @@ fn simulate(faults: Faults) {
 
 #[test]
 fn without_faults_everything_committed_is_published_once_and_in_order() {
-    simulate(Faults { crashes: false, refusals: false, poison: false, fatal: false, operators: false });
+    simulate(Faults {
+        crashes: false,
+        refusals: false,
+        poison: false,
+        fatal: false,
+        operators: false,
+        handovers: false,
+    });
 }
 
 #[test]
 fn crashes_and_lost_answers_repeat_events_but_lose_and_reorder_none() {
-    simulate(Faults { crashes: true, refusals: true, poison: false, fatal: false, operators: false });
+    simulate(Faults {
+        crashes: true,
+        refusals: true,
+        poison: false,
+        fatal: false,
+        operators: false,
+        handovers: false,
+    });
 }
 
 #[test]
 fn a_producer_beyond_use_is_replaced_and_costs_no_event_and_no_order() {
-    simulate(Faults { crashes: false, refusals: true, poison: false, fatal: true, operators: false });
-    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: true, operators: true });
+    simulate(Faults {
+        crashes: false,
+        refusals: true,
+        poison: false,
+        fatal: true,
+        operators: false,
+        handovers: false,
+    });
+    simulate(Faults {
+        crashes: true,
+        refusals: true,
+        poison: true,
+        fatal: true,
+        operators: true,
+        handovers: false,
+    });
 }
 
 #[test]
 fn a_poisonous_event_takes_its_own_order_aside_and_no_other() {
-    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: false, operators: false });
+    simulate(Faults {
+        crashes: true,
+        refusals: true,
+        poison: true,
+        fatal: false,
+        operators: false,
+        handovers: false,
+    });
 }
 
 #[test]
 fn dead_letters_that_are_retried_come_in_order_and_let_their_order_go_on() {
-    simulate(Faults { crashes: true, refusals: true, poison: true, fatal: false, operators: true });
+    simulate(Faults {
+        crashes: true,
+        refusals: true,
+        poison: true,
+        fatal: false,
+        operators: true,
+        handovers: false,
+    });
+}
+
+#[test]
+fn publishers_that_hand_over_repeat_nothing_and_those_that_oversleep_reorder_nothing() {
+    let none = Faults {
+        crashes: false,
+        refusals: false,
+        poison: false,
+        fatal: false,
+        operators: false,
+        handovers: true,
+    };
+    simulate(none);
+    simulate(Faults { crashes: true, refusals: true, ..none });
+    simulate(Faults { crashes: true, refusals: true, poison: true, operators: true, ..none });
 }
