@@ -150,7 +150,11 @@ impl Team {
     }
 
     async fn send_raw(&self, key: Option<&str>, headers: OwnedHeaders) {
-        let mut record = FutureRecord::<str, str>::to(self.topic.name()).payload("{}").headers(headers);
+        self.send_to(self.topic.name(), key, headers, "{}").await;
+    }
+
+    async fn send_to(&self, topic: &str, key: Option<&str>, headers: OwnedHeaders, payload: &str) {
+        let mut record = FutureRecord::<str, str>::to(topic).payload(payload).headers(headers);
         record.key = key;
         self.producer.send(record, SOON).await.expect("delivered");
     }
@@ -389,6 +393,50 @@ async fn dead_letters_that_cannot_be_delivered_hold_nothing_up_and_are_kept() {
             .then_some(())
     })
     .await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_are_too_large_for_their_topic_hold_no_other_back() {
+    const LARGE: usize = 120;
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    let narrow = Topic::create_on(team.topic.brokers(), 1, &[("max.message.bytes", "2000")]).await;
+    let mut settings = team.settings();
+    settings.dead_letter_topic = narrow.name().to_owned();
+    let large = "x".repeat(5_000);
+    for number in 0..=LARGE {
+        if number == LARGE / 2 || number == LARGE {
+            team.send_raw(Some(&number.to_string()), OwnedHeaders::new()).await;
+        }
+        if number < LARGE {
+            team.send_to(team.topic.name(), None, OwnedHeaders::new(), &large).await;
+        }
+    }
+    let running = Running::start(settings, team.pool.clone(), Applies::<false>(Arc::clone(&world)));
+    let letters = eventually("the letters that fit", SOON, async || {
+        let letters = narrow.read().await;
+        (letters.len() == 2).then_some(letters)
+    })
+    .await;
+    let keys: Vec<_> =
+        letters.into_iter().map(|letter| String::from_utf8(letter.key.unwrap()).unwrap()).collect();
+    assert_eq!(keys, [(LARGE / 2).to_string(), LARGE.to_string()]);
+    world.told(&format!("dead-letter topic {}", narrow.name())).await;
+    let kept = team.count("select count(*) from inbox_dead where forwarded_at is null").await;
+    assert_eq!(usize::try_from(kept).unwrap(), LARGE, "the others are kept");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_may_be_larger_than_any_event() {
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    // What librdkafka sends at most by default is 1,000,000 bytes; the topic takes 1,048,588.
+    team.send_to(team.topic.name(), None, OwnedHeaders::new(), &"x".repeat(999_900)).await;
+    let running = team.start(&world);
+    let letters = team.wait_dead(1).await;
+    assert!(letters[0].header("dead_reason").is_some());
     running.stop().await;
 }
 

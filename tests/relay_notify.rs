@@ -249,11 +249,14 @@ async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_
         (rows(&pool, "select count(*) from notifications").await == 1).then_some(())
     })
     .await;
-    eventually("the missing topic to be told", SOON, async || {
-        let page = http.get(format!("{}/readyz", relay.url())).send().await.ok()?.text().await.ok()?;
-        page.contains(&dead).then_some(())
+    let (status, page) = eventually("the missing topic to be told", SOON, async || {
+        let answer = http.get(format!("{}/readyz", relay.url())).send().await.ok()?;
+        let (status, page) = (answer.status().as_u16(), answer.json::<Value>().await.ok()?);
+        let reason = page["stages"]["notify"]["reason"].as_str()?;
+        reason.contains(&dead).then(|| (status, page.clone()))
     })
     .await;
+    assert_eq!((status, &page["stages"]["notify"]["problem"]), (200, &Value::Null), "it makes progress");
     let (code, applied) = command(&database, &topic, &dead, &["topic", "apply"]).await;
     assert_eq!((code, applied["changes"].as_array().map(Vec::len)), (0, Some(1)), "{applied:#}");
     let letters = eventually("the dead letters", SOON, async || {

@@ -89,9 +89,14 @@ pub trait Handler: Send {
     }
 
     /// Called by [`Inbox::run`] after every pass, and when there was nothing to do for a second.
+    /// [`InboxError::DeadLetters`] is told of passes that went well.
     fn condition(&mut self, condition: Result<(), &InboxError>) {
-        if let Err(error) = condition {
-            tracing::warn!(%error, "no progress, and waiting");
+        match condition {
+            Ok(()) => {}
+            Err(error @ InboxError::DeadLetters { .. }) => {
+                tracing::warn!(%error, "dead events are kept back")
+            }
+            Err(error) => tracing::warn!(%error, "no progress, and waiting"),
         }
     }
 }
