@@ -88,7 +88,7 @@ impl Handler for Notify {
     }
 
     async fn committed(&mut self, pass: &Pass) {
-        self.metrics.passed(pass.repeated, pass.dead);
+        self.metrics.passed(pass);
         // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
         if pass.handled > 0
             && let Err(error) = bell::ring(&self.pool, bell::MAIL).await
