@@ -385,3 +385,148 @@ async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_
     assert_eq!(commands.len(), 2, "{changes:#}");
     assert!(changes.to_string().contains("inbox skip") && changes.to_string().contains("ada"));
 }
+
+/// `orders erase` for a customer; ends by itself.
+fn erase(database: &Database, customer: &str) -> tokio::process::Child {
+    let mut program = std::env::current_exe().expect("this file");
+    program.pop();
+    program.pop();
+    tokio::process::Command::new(program.join("orders"))
+        .args(["erase", "--json", "--customer", customer])
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("orders is built")
+}
+
+/// Waits for its end; gives its exit code and what was erased.
+async fn erased(child: tokio::process::Child) -> (i32, Value) {
+    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("ends").expect("ran");
+    let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    (output.status.code().expect("it ends by itself"), printed["erased"].clone())
+}
+
+/// Waits until somebody wants the notifications for itself and does not get them.
+async fn erasure_waits(pool: &PgPool) {
+    eventually("the erasure to want the notifications", SOON, async || {
+        let sql = "select count(*) from pg_locks where relation = 'notifications'::regclass
+                   and mode = 'ShareRowExclusiveLock' and not granted";
+        (rows(pool, sql).await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notifier_that_has_read_an_address_and_commits_later_does_not_bring_it_back() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let group = format!("notify-{}", topic.name());
+    // The notifier stops in its transaction, with the address in its hands, until we let go of the lock.
+    sqlx::raw_sql(
+        "create function wait() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock(42); return new; end $$;
+         create trigger wait before insert on notifications for each row execute function wait()",
+    )
+    .execute(&pool)
+    .await
+    .expect("a trigger");
+    let mut gate = pool.begin().await.expect("a transaction");
+    sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *gate).await.expect("locked");
+    let api = started(Server::orders(database.url(), &[])).await;
+    let (stages, settings) = (["publish", "notify"], [("NOTIFY_GROUP", group.as_str())]);
+    let (url, brokers) = (database.url(), topic.brokers());
+    let _relay = started(Server::relay_stages(&stages, url, brokers, topic.name(), NO_MAIL, &settings)).await;
+    order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    eventually("the notifier to be in its transaction", SOON, async || {
+        let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+        (rows(&pool, waiting).await == 1).then_some(())
+    })
+    .await;
+    let erasure = erase(&database, "42");
+    erasure_waits(&pool).await;
+    gate.rollback().await.expect("let go");
+    let all = serde_json::json!({"orders": 1, "answers": 1, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erasure).await, (0, all));
+    assert_eq!(rows(&pool, "select count(*) from notifications where state = 'failed'").await, 1);
+    for holds in [
+        "select count(*) from orders where customer_email is not null",
+        "select count(*) from notifications n where n::text like '%example.com%'",
+        "select count(*) from idempotency_keys where convert_from(response_body, 'UTF8') like '%example.com%'",
+        "select count(*) from relay_changes c where c::text like '%example.com%'",
+    ] {
+        assert_eq!(rows(&pool, holds).await, 0, "{holds}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_holds_up_no_notification_but_for_a_lookup_by_order() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let api = started(Server::orders(database.url(), &[])).await;
+    let theirs = order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    let notify = async |order: &str| {
+        let mut transaction = pool.begin().await.expect("a transaction");
+        sqlx::query(
+            "insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data)
+             values ($1, 'confirmation', $2::uuid, 1, 'ada@example.com', $2, '{}')",
+        )
+        .bind(Uuid::now_v7())
+        .bind(order)
+        .execute(&mut *transaction)
+        .await
+        .expect("inserted");
+        transaction
+    };
+    // A transaction that stays open: the erasure cannot have the notifications, and others still get them.
+    let open = notify(&theirs).await;
+    let erasure = erase(&database, "42");
+    erasure_waits(&pool).await;
+    let others = Uuid::now_v7().to_string();
+    let another = tokio::time::timeout(Duration::from_secs(10), notify(&others)).await;
+    another.expect("not held up for long").commit().await.expect("committed");
+    // What it does once it has them needs no other table: they are out of its reach, and it ends.
+    let mut elsewhere = pool.begin().await.expect("a transaction");
+    sqlx::query("lock table orders, idempotency_keys in access exclusive mode")
+        .execute(&mut *elsewhere)
+        .await
+        .expect("locked");
+    open.commit().await.expect("committed");
+    let all = serde_json::json!({"orders": 1, "answers": 1, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erasure).await, (0, all));
+    elsewhere.rollback().await.expect("let go");
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is null").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_while_a_mail_is_being_sent_says_so_and_a_second_one_completes_it() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let group = format!("notify-{}", topic.name());
+    let mailbox = Mailbox::start(0).await.expect("a mailbox");
+    mailbox.set_fault("ada@example.com", Some(Fault::SilentAfterMessage));
+    let api = started(Server::orders(database.url(), &[])).await;
+    let settings = [("NOTIFY_GROUP", group.as_str()), ("MAIL_ON_UNKNOWN", "hold")];
+    let url = mailbox.smtp_url();
+    let relay = Server::relay(database.url(), topic.brokers(), topic.name(), &url, &settings);
+    let mut relay = started(relay).await;
+    order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    eventually("the mail to be under way", SOON, async || {
+        (rows(&pool, "select count(*) from notifications where state = 'sending'").await == 1).then_some(())
+    })
+    .await;
+    let most = serde_json::json!({"orders": 1, "answers": 1, "notifications": 0, "beingSent": 1});
+    assert_eq!(erased(erase(&database, "42")).await, (3, most));
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is not null").await, 1);
+    relay.kill().expect("killed");
+    sqlx::raw_sql("update notifications set state = 'unknown', holder = null, lease_until = null")
+        .execute(&pool)
+        .await
+        .expect("as another mailer would");
+    let rest = serde_json::json!({"orders": 0, "answers": 0, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erase(&database, "42")).await, (0, rest));
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is not null").await, 0);
+}
