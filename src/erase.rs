@@ -1,9 +1,11 @@
 //! `orders erase`: takes a customer's e-mail address out of orders, stored answers and notifications.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use uuid::Uuid;
 
 use crate::config::Erase;
 use crate::db::erase::{self, Held, Whose};
@@ -13,6 +15,11 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const FOUND: u8 = 3;
 const UNREACHABLE: u8 = 4;
+
+/// So often the notifications are asked for, when somebody keeps them.
+const TRIES: u32 = 15;
+/// In between others get them, as long as we had them waiting.
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
 
 /// Runs the command; prints its result and gives its exit code.
 pub async fn run(config: Erase) -> ExitCode {
@@ -26,6 +33,9 @@ pub async fn run(config: Erase) -> ExitCode {
     };
     let held = match done {
         Ok(held) => held,
+        Err(error) if Failure::of(&error) == Failure::Locked => {
+            return fail(FAILED, "notifications are kept by a transaction that does not end; run it again");
+        }
         Err(error) if Failure::of(&error) == Failure::Permanent => return fail(FAILED, &db::chain(&error)),
         Err(error) => {
             return fail(UNREACHABLE, &format!("the database cannot be reached: {}", db::chain(&error)));
@@ -33,7 +43,7 @@ pub async fn run(config: Erase) -> ExitCode {
     };
     print(&config, held);
     if held.being_sent > 0 && !config.dry_run {
-        eprintln!("orders: {} e-mails are being sent right now; run it again", held.being_sent);
+        eprintln!("orders: {} e-mails were being sent; run it again", held.being_sent);
         return ExitCode::from(FOUND);
     }
     ExitCode::SUCCESS
@@ -41,28 +51,53 @@ pub async fn run(config: Erase) -> ExitCode {
 
 async fn execute(config: &Erase, connection: &mut PgConnection) -> Result<Held, sqlx::Error> {
     let whose = Whose { customer: config.customer, client: config.client.as_deref() };
+    let theirs = erase::theirs(connection, whose).await?;
     if config.dry_run {
-        return erase::count(connection, whose).await;
+        return erase::count(connection, &theirs).await;
     }
     let mut first = connection.begin().await?;
-    let orders = erase::orders(&mut first, whose).await?;
-    let answers = erase::answers(&mut first, whose).await?;
+    let orders = counted(erase::orders(&mut first, &theirs).await?);
+    let answers = counted(erase::answers(&mut first, &theirs).await?);
     first.commit().await?;
 
-    let mut second = connection.begin().await?;
-    let notifications = erase::notifications(&mut second, whose).await?;
-    let being_sent = erase::count(&mut second, whose).await?.being_sent;
-    let counted = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
-    let held = Held {
-        orders: counted(orders),
-        answers: counted(answers),
-        notifications: counted(notifications),
-        being_sent,
+    let mut tries = 1;
+    let notifications = loop {
+        match notifications(config, connection, &theirs, orders, answers).await {
+            // Those who queued up behind us go first.
+            Err(error) if Failure::of(&error) == Failure::Locked && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            done => break done?,
+        }
     };
-    let details = json!({ "customerId": config.customer, "client": config.client, "erased": held });
+    // After the commit: nobody waits for the counting.
+    let being_sent = erase::kept(connection, &theirs).await?;
+    Ok(Held { orders, answers, notifications, being_sent })
+}
+
+/// The second transaction, with the record of both. Gives how many notifications were erased.
+async fn notifications(
+    config: &Erase,
+    connection: &mut PgConnection,
+    theirs: &[Uuid],
+    orders: i64,
+    answers: i64,
+) -> Result<i64, sqlx::Error> {
+    let mut second = connection.begin().await?;
+    let notifications = counted(erase::notifications(&mut second, theirs).await?);
+    let details = json!({
+        "customerId": config.customer,
+        "client": config.client,
+        "erased": { "orders": orders, "answers": answers, "notifications": notifications },
+    });
     erase::record(&mut second, &config.by, config.reason.as_deref(), &details).await?;
     second.commit().await?;
-    Ok(held)
+    Ok(notifications)
+}
+
+fn counted(rows: u64) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
 }
 
 fn print(config: &Erase, held: Held) {

@@ -1,7 +1,8 @@
-//! The example consumers in Rust, Python and Java: killed in the middle, with every event delivered
-//! twice, they end with the totals of the orders.
+//! The example consumers in Rust, Python and Java: killed inside a transaction, and with every event delivered
+//! twice, they end with the totals of the orders; and they understand the samples of the contract.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
 use futures_util::{StreamExt, stream};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -19,6 +22,8 @@ use tokio::process::{Child, Command};
 const SOON: Duration = Duration::from_secs(120);
 const PARTITIONS: i32 = 3;
 const ORDERS: usize = 600;
+/// Longer than any of the consumers would wait before it commits an offset by itself, if that were left on.
+const HELD: Duration = Duration::from_secs(6);
 
 /// Customer, currency, orders in force, amount in minor units.
 type Totals = Vec<(i64, String, i64, i64)>;
@@ -144,6 +149,41 @@ async fn consumed(topic: &Topic, group: &str) {
     .await;
 }
 
+/// Customer, currency, orders in force and their amount, from the orders themselves.
+async fn of_the_orders(pool: &PgPool) -> Totals {
+    sqlx::query_as(
+        "select customer_id, currency, count(*) filter (where status = 'created'),
+           (coalesce(sum(amount_cents) filter (where status = 'created'), 0))::bigint
+         from orders group by customer_id, currency order by customer_id, currency",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+/// Waits until every committed event is published.
+async fn published(pool: &PgPool) {
+    eventually("every event to be published", SOON, async || {
+        let open: i64 = sqlx::query_scalar(
+            "select count(*) from outbox, relay_sinks where sink = 'kafka' and not published @> seq",
+        )
+        .fetch_one(pool)
+        .await
+        .ok()?;
+        (open == 0).then_some(())
+    })
+    .await;
+}
+
+/// How often each event lies on the topic, by `ce_id`.
+async fn deliveries(topic: &Topic) -> HashMap<String, usize> {
+    let mut times = HashMap::new();
+    for message in topic.read().await {
+        *times.entry(message.header("ce_id").expect("an event").to_owned()).or_default() += 1;
+    }
+    times
+}
+
 async fn ends_with_the_totals_of_the_orders(program: Program) {
     let (orders, theirs) = (Database::create().await, Database::empty().await);
     let topic = Topic::create(PARTITIONS).await;
@@ -173,44 +213,68 @@ async fn ends_with_the_totals_of_the_orders(program: Program) {
         totals(&their_pool).await.is_some_and(|totals| !totals.is_empty()).then_some(())
     })
     .await;
-    // In the middle of a stream of events: SIGKILL for the consumer and for the relay, which has
-    // forgotten when it comes back what it had published, and publishes everything again.
-    let killed = async {
-        consumer.kill().await.expect("killed");
-        relay.kill().expect("killed");
-        sqlx::raw_sql("update relay_sinks set published = '{}'").execute(&pool).await.unwrap();
-        relay.start_again().expect("started again");
-        program.start(&theirs, &topic, &group)
-    };
-    let ((), _consumer) = tokio::join!(place(ORDERS / 2..ORDERS), killed);
 
-    let events: i64 = sqlx::query_scalar("select count(*) from outbox").fetch_one(&pool).await.unwrap();
-    eventually("every event to be published", SOON, async || {
-        let open: i64 = sqlx::query_scalar(
-            "select count(*) from outbox, relay_sinks where sink = 'kafka' and not published @> seq",
-        )
-        .fetch_one(&pool)
-        .await
-        .ok()?;
-        (open == 0).then_some(())
+    // It cannot write its totals, so it is inside its transaction when SIGKILL comes. If it committed an offset
+    // before the effect, these events would be lost to it.
+    let mut lock = their_pool.begin().await.unwrap();
+    sqlx::query("lock table order_totals in share row exclusive mode").execute(&mut *lock).await.unwrap();
+    place(ORDERS / 2..ORDERS).await;
+    eventually("the consumer to be inside its transaction", SOON, async || {
+        let sql = "select count(*) from pg_locks where relation = 'order_totals'::regclass and not granted";
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&their_pool).await.ok()?;
+        (waiting > 0).then_some(())
     })
     .await;
-    let published = topic.read().await.len();
-    assert!(
-        published > usize::try_from(events).unwrap(),
-        "{published} messages of {events} events: no repeat"
-    );
+    // That it commits nothing shows in time only.
+    tokio::time::sleep(HELD).await;
+    consumer.kill().await.expect("killed");
+    lock.rollback().await.unwrap();
+    let _consumer = program.start(&theirs, &topic, &group);
+    published(&pool).await;
     consumed(&topic, &group).await;
+    let expected = of_the_orders(&pool).await;
+    assert_eq!(totals(&their_pool).await.expect("totals"), expected, "after the kill");
 
-    let expected: Totals = sqlx::query_as(
-        "select customer_id, currency, count(*) filter (where status = 'created'),
-           (coalesce(sum(amount_cents) filter (where status = 'created'), 0))::bigint
-         from orders group by customer_id, currency order by customer_id, currency",
-    )
-    .fetch_all(&pool)
-    .await
-    .unwrap();
-    assert_eq!(totals(&their_pool).await.expect("totals"), expected);
+    // The relay has forgotten when it comes back what it had published, and publishes everything again.
+    relay.kill().expect("killed");
+    sqlx::raw_sql("update relay_sinks set published = '{}'").execute(&pool).await.unwrap();
+    relay.start_again().expect("started again");
+    published(&pool).await;
+    let events: Vec<String> =
+        sqlx::query_scalar("select event_id::text from outbox").fetch_all(&pool).await.unwrap();
+    let times = deliveries(&topic).await;
+    assert_eq!((times.len(), events.len()), (events.len(), ORDERS + ORDERS / 5));
+    for event in events {
+        assert!(times.get(&event).is_some_and(|times| *times >= 2), "{event} was delivered once at most");
+    }
+    consumed(&topic, &group).await;
+    assert_eq!(totals(&their_pool).await.expect("totals"), expected, "after the repeats");
+}
+
+/// The samples of the contract, as they lie on a topic: the order that they create, and cancel again.
+async fn understands_the_samples(program: Program) {
+    let theirs = Database::empty().await;
+    let their_pool = theirs.pool().await;
+    let topic = Topic::create(1).await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", topic.brokers()).create().unwrap();
+    let _consumer = program.start(&theirs, &topic, &format!("totals-{}", topic.name()));
+    for (kind, expected) in [("order.created.v1", (1, 2599)), ("order.cancelled.v1", (0, 0))] {
+        let file = root(&format!("contract/samples/{kind}.json"));
+        let sample: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in sample["headers"].as_object().unwrap() {
+            headers = headers.insert(Header { key, value: value.as_str() });
+        }
+        let (key, value) = (sample["key"].as_str().unwrap(), sample["value"].to_string());
+        let record = FutureRecord::to(topic.name()).key(key).payload(&value).headers(headers);
+        producer.send(record, SOON).await.expect("delivered");
+        let expected = [(42, "USD".to_owned(), expected.0, expected.1)];
+        eventually(&format!("the totals after {kind}"), SOON, async || {
+            (totals(&their_pool).await? == expected).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,4 +290,19 @@ async fn the_python_consumer_ends_with_the_totals_of_the_orders() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_java_consumer_ends_with_the_totals_of_the_orders() {
     ends_with_the_totals_of_the_orders(Program::java()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rust_consumer_understands_the_samples_of_the_contract() {
+    understands_the_samples(Program::rust()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_consumer_understands_the_samples_of_the_contract() {
+    understands_the_samples(Program::python()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_java_consumer_understands_the_samples_of_the_contract() {
+    understands_the_samples(Program::java()).await;
 }

@@ -5,7 +5,7 @@
 mod proxy;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct World {
     away: AtomicBool,
     calls: Mutex<Vec<EventId>>,
     passed: Mutex<Pass>,
+    /// How many events the largest pass has handled.
+    largest: AtomicUsize,
     conditions: Mutex<Vec<String>>,
     outside: Mutex<Vec<EventId>>,
     /// Handlers that are called while it is set wait for ever.
@@ -99,6 +101,7 @@ impl<const OUTSIDE: bool> Handler for Applies<OUTSIDE> {
 
     async fn committed(&mut self, pass: &Pass) {
         *self.0.passed.lock().unwrap() += *pass;
+        self.0.largest.fetch_max(pass.handled, Ordering::SeqCst);
     }
 
     fn condition(&mut self, condition: Result<(), &InboxError>) {
@@ -150,7 +153,11 @@ impl Team {
     }
 
     async fn send_raw(&self, key: Option<&str>, headers: OwnedHeaders) {
-        let mut record = FutureRecord::<str, str>::to(self.topic.name()).payload("{}").headers(headers);
+        self.send_to(self.topic.name(), key, headers, "{}").await;
+    }
+
+    async fn send_to(&self, topic: &str, key: Option<&str>, headers: OwnedHeaders, payload: &str) {
+        let mut record = FutureRecord::<str, str>::to(topic).payload(payload).headers(headers);
         record.key = key;
         self.producer.send(record, SOON).await.expect("delivered");
     }
@@ -393,6 +400,50 @@ async fn dead_letters_that_cannot_be_delivered_hold_nothing_up_and_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_are_too_large_for_their_topic_hold_no_other_back() {
+    const LARGE: usize = 120;
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    let narrow = Topic::create_on(team.topic.brokers(), 1, &[("max.message.bytes", "2000")]).await;
+    let mut settings = team.settings();
+    settings.dead_letter_topic = narrow.name().to_owned();
+    let large = "x".repeat(5_000);
+    for number in 0..=LARGE {
+        if number == LARGE / 2 || number == LARGE {
+            team.send_raw(Some(&number.to_string()), OwnedHeaders::new()).await;
+        }
+        if number < LARGE {
+            team.send_to(team.topic.name(), None, OwnedHeaders::new(), &large).await;
+        }
+    }
+    let running = Running::start(settings, team.pool.clone(), Applies::<false>(Arc::clone(&world)));
+    let letters = eventually("the letters that fit", SOON, async || {
+        let letters = narrow.read().await;
+        (letters.len() == 2).then_some(letters)
+    })
+    .await;
+    let keys: Vec<_> =
+        letters.into_iter().map(|letter| String::from_utf8(letter.key.unwrap()).unwrap()).collect();
+    assert_eq!(keys, [(LARGE / 2).to_string(), LARGE.to_string()]);
+    world.told(&format!("dead-letter topic {}", narrow.name())).await;
+    let kept = team.count("select count(*) from inbox_dead where forwarded_at is null").await;
+    assert_eq!(usize::try_from(kept).unwrap(), LARGE, "the others are kept");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_may_be_larger_than_any_event() {
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    // What librdkafka sends at most by default is 1,000,000 bytes; the topic takes 1,048,588.
+    team.send_to(team.topic.name(), None, OwnedHeaders::new(), &"x".repeat(999_900)).await;
+    let running = team.start(&world);
+    let letters = team.wait_dead(1).await;
+    assert!(letters[0].header("dead_reason").is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_what_a_handler_needs_spends_nothing() {
     let team = Team::new(2).await;
     let world = Arc::new(World::default());
@@ -410,6 +461,30 @@ async fn an_outage_of_what_a_handler_needs_spends_nothing() {
         team.wait_applied(*order, &[1]).await;
     }
     assert_eq!(team.count("select count(*) from inbox_dead").await, 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_outage_no_more_is_taken_from_kafka_than_a_batch() {
+    const EVENTS: usize = 5_000;
+    let team = Team::new(4).await;
+    let world = Arc::new(World::default());
+    world.away.store(true, Ordering::SeqCst);
+    for _ in 0..10 {
+        let events: Vec<_> = (0..EVENTS / 10).map(|_| event(OrderId::new(), 1)).collect();
+        futures_util::future::join_all(events.iter().map(|event| team.send(event))).await;
+    }
+    let running = team.start(&world);
+    world.told("the warehouse is away").await;
+    // That nothing happens shows in time only.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    world.away.store(false, Ordering::SeqCst);
+    eventually("every event to be handled", SOON, async || (world.passed().handled == EVENTS).then_some(()))
+        .await;
+    // Whatever had been taken shares the first transaction after the outage.
+    let (largest, batch) = (world.largest.load(Ordering::SeqCst), team.settings().batch);
+    assert!(largest <= batch, "{largest} events were taken, and a batch is {batch}");
+    assert_eq!(team.count("select count(*) from applied").await, i64::try_from(EVENTS).unwrap());
     running.stop().await;
 }
 
@@ -576,7 +651,8 @@ async fn nothing_unhandled_is_committed(team: &Team) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_effect_outside_postgresql_is_repeated_by_a_crash_before_the_commit_and_by_nothing_else() {
+async fn an_effect_outside_postgresql_is_repeated_by_a_crash_before_the_commit_but_by_no_refusal_and_no_repeat()
+ {
     let team = Team::new(1).await;
     let world = Arc::new(World::default());
     let start = || Running::start(team.settings(), team.pool.clone(), Applies::<true>(Arc::clone(&world)));
@@ -606,6 +682,60 @@ async fn an_effect_outside_postgresql_is_repeated_by_a_crash_before_the_commit_a
     let outside = world.outside.lock().unwrap().clone();
     let times = |id: EventId| outside.iter().filter(|seen| **seen == id).count();
     assert_eq!((times(crashed.id), times(refused.id), times(next.id)), (2, 1, 1));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_goes_to_another_member_before_the_commit_repeats_an_effect_outside_postgresql() {
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    let start = || Running::start(team.settings(), team.pool.clone(), Applies::<true>(Arc::clone(&world)));
+    // Between the effect and the commit, for as long as it takes.
+    world.away.store(true, Ordering::SeqCst);
+    let order = OrderId::new();
+    team.send(&event(order, 1)).await;
+    let one = start();
+    let outside = || world.outside.lock().unwrap().len();
+    eventually("the effect", SOON, async || (outside() == 1).then_some(())).await;
+    // Nothing crashes: a member comes, and the other one leaves in good order.
+    let other = start();
+    one.stop().await;
+    eventually("the effect once more", SOON, async || (outside() == 2).then_some(())).await;
+    world.away.store(false, Ordering::SeqCst);
+    team.wait_applied(order, &[1]).await;
+    other.stop().await;
+    assert_eq!(team.applied(order).await, [1], "inside it happens once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_group_has_handled_is_a_repeat_under_the_same_name() {
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    let order = OrderId::new();
+    let events = [1, 2, 3].map(|version| event(order, version));
+    for event in &events[..2] {
+        team.send(event).await;
+    }
+    let running = team.start(&world);
+    team.wait_applied(order, &[1, 2]).await;
+    running.stop().await;
+
+    // As `relay replay --to-topic` does, and with an event that the first group never saw.
+    let replay = Topic::create(1).await;
+    let key = order.to_string();
+    for event in &events {
+        team.send_to(replay.name(), Some(&key), kafka::replayed(kafka::headers(event)), "{}").await;
+    }
+    let before = team.settings();
+    let mut settings = Settings::new(before.kafka, format!("{}-replay", before.group), replay.name());
+    assert_eq!(settings.name, settings.group, "by default everything would be new");
+    settings.name = before.name;
+    settings.dead_letter_topic = before.dead_letter_topic;
+    let again = Arc::new(World::default());
+    let running = Running::start(settings, team.pool.clone(), Applies::<false>(Arc::clone(&again)));
+    team.wait_applied(order, &[1, 2, 3]).await;
+    eventually("the passes to be told", SOON, async || (again.passed().handled == 1).then_some(())).await;
+    assert_eq!(again.passed(), Pass { handled: 1, repeated: 2, ..Pass::default() });
     running.stop().await;
 }
 

@@ -1,12 +1,14 @@
 //! Deliveries that are repeated, to notifiers that come and go: one notification, one mail.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use demo::mailbox::Mailbox;
+use chrono::Utc;
+use demo::mailbox::{Fault, Mailbox};
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
-use futures_util::{StreamExt, stream};
+use events::{Attributes, EventId};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -108,9 +110,37 @@ async fn a_hundred_deliveries_of_an_event_to_two_notifiers_through_a_rebalance_m
     drop(other);
 }
 
+/// The members of a group that is at work, and of them those that have partitions. A member that came anew has
+/// another id.
+async fn members(brokers: &str, group: &str) -> Option<(HashSet<String>, HashSet<String>)> {
+    let (brokers, group) = (brokers.to_owned(), group.to_owned());
+    let asked = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("a consumer");
+        let groups = consumer.fetch_group_list(Some(&group), SOON).ok()?;
+        let group = groups.groups().first().filter(|group| group.state() == "Stable")?;
+        let id = |member: &rdkafka::groups::GroupMemberInfo| member.id().to_owned();
+        // Two bytes of version, then how many topics.
+        let at_work = |member: &&rdkafka::groups::GroupMemberInfo| {
+            member.assignment().and_then(|bytes| bytes.get(2..6)).is_some_and(|topics| topics != [0; 4])
+        };
+        let members = group.members().iter();
+        Some((members.clone().map(id).collect(), members.filter(at_work).map(id).collect()))
+    });
+    asked.await.expect("asked")
+}
+
+/// Waits until two members share the partitions, and gives their ids.
+async fn shared_by_two(topic: &Topic, group: &str) -> HashSet<String> {
+    eventually("two members with partitions", SOON, async || {
+        let (members, at_work) = members(topic.brokers(), group).await?;
+        (members.len() == 2 && members == at_work).then_some(members)
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_notifiers_through_five_rebalances_under_load_make_one_mail_per_order() {
-    const ORDERS: usize = 1_000;
     let database = Database::create().await;
     let pool = database.pool().await;
     let topic = Topic::create(6).await;
@@ -124,18 +154,26 @@ async fn two_notifiers_through_five_rebalances_under_load_make_one_mail_per_orde
     let mut other = started(notifier(&database, &topic, &group)).await;
 
     let http = reqwest::Client::new();
-    let api_url = api.url().to_owned();
-    let load = stream::iter(0..ORDERS).map(async |n| {
-        let key = format!("key-{n}");
-        eventually("an order", SOON, async || order(&http, &api_url, &key).await).await
-    });
-    let load = load.buffer_unordered(2).collect::<Vec<String>>();
+    let over = AtomicBool::new(false);
+    // As long as members come and go.
+    let load = async {
+        let mut orders = Vec::new();
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
+        while !over.load(Ordering::SeqCst) {
+            pace.tick().await;
+            let key = format!("key-{}", orders.len());
+            let placed = eventually("an order", SOON, async || order(&http, api.url(), &key).await);
+            orders.push(placed.await);
+        }
+        orders
+    };
     // It leaves in good order or dies, and comes back: each is a rebalance, while events flow.
     let comings = async {
+        let mut seen = shared_by_two(&topic, &group).await;
         for round in 1..=5_usize {
-            let ahead = i64::try_from(round * ORDERS / 8).expect("a number");
+            let before = rows(&pool, "select count(*) from notifications").await;
             eventually("events to flow", SOON, async || {
-                (rows(&pool, "select count(*) from notifications").await >= ahead).then_some(())
+                (rows(&pool, "select count(*) from notifications").await >= before + 20).then_some(())
             })
             .await;
             if round % 2 == 0 {
@@ -145,20 +183,66 @@ async fn two_notifiers_through_five_rebalances_under_load_make_one_mail_per_orde
             }
             other.start_again().expect("started again");
             other.ready(SOON).await.expect("ready");
+            // The one that is gone may still be listed for a moment.
+            let shared = eventually("a rebalance", SOON, async || {
+                let shared = shared_by_two(&topic, &group).await;
+                (!shared.is_subset(&seen)).then_some(shared)
+            })
+            .await;
+            seen.extend(shared);
         }
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(seen.len(), 1 + 6, "one member stayed, the other came six times, and each had partitions");
     };
     let (orders, ()) = tokio::join!(load, comings);
 
     eventually("every mail to be sent", SOON, async || {
         let sent = rows(&pool, "select count(*) from notifications where state = 'sent'").await;
-        (sent == i64::try_from(ORDERS).expect("a number")).then_some(())
+        (sent == i64::try_from(orders.len()).expect("a number")).then_some(())
     })
     .await;
     caught_up(&topic, &group, 6).await;
     let expected: HashSet<String> =
         orders.iter().map(|order| format!("confirmation.{order}.1@localhost")).collect();
     assert_eq!(mailbox.message_ids().into_keys().collect::<HashSet<_>>(), expected);
-    assert_eq!(mailbox.count(), ORDERS, "one mail per order");
+    assert_eq!(mailbox.count(), orders.len(), "one mail per order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_and_a_reordering_are_counted() {
+    let database = Database::create().await;
+    let topic = Topic::create(1).await;
+    let group = format!("notify-{}", topic.name());
+    let notifier = started(notifier(&database, &topic, &group)).await;
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", topic.brokers()).create().expect("a producer");
+    let order = Uuid::now_v7();
+    for version in [1, 3, 2] {
+        let event = Attributes {
+            id: EventId::new(),
+            source: "/orders",
+            // A type without e-mail: an order that is not there has no address either.
+            kind: "order.looked-at.v1",
+            subject: order,
+            time: Utc::now(),
+            version,
+            traceparent: None,
+            tracestate: None,
+        };
+        let key = order.to_string();
+        let record =
+            FutureRecord::to(topic.name()).key(&key).payload("{}").headers(events::kafka::headers(&event));
+        producer.send(record, SOON).await.expect("delivered");
+    }
+    eventually("all three to be counted", SOON, async || {
+        let page = reqwest::get(format!("{}/metrics", notifier.url())).await.ok()?.text().await.ok()?;
+        let counts = [("foreign", 3), ("gap", 1), ("reordered", 1), ("repeated", 0)];
+        counts
+            .iter()
+            .all(|(outcome, n)| page.contains(&format!("notifications_total{{outcome=\"{outcome}\"}} {n}\n")))
+            .then_some(())
+    })
+    .await;
 }
 
 /// Runs a command of the relay with `--json`; gives its exit code and what it printed.
@@ -249,11 +333,14 @@ async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_
         (rows(&pool, "select count(*) from notifications").await == 1).then_some(())
     })
     .await;
-    eventually("the missing topic to be told", SOON, async || {
-        let page = http.get(format!("{}/readyz", relay.url())).send().await.ok()?.text().await.ok()?;
-        page.contains(&dead).then_some(())
+    let (status, page) = eventually("the missing topic to be told", SOON, async || {
+        let answer = http.get(format!("{}/readyz", relay.url())).send().await.ok()?;
+        let (status, page) = (answer.status().as_u16(), answer.json::<Value>().await.ok()?);
+        let reason = page["stages"]["notify"]["reason"].as_str()?;
+        reason.contains(&dead).then(|| (status, page.clone()))
     })
     .await;
+    assert_eq!((status, &page["stages"]["notify"]["problem"]), (200, &Value::Null), "it makes progress");
     let (code, applied) = command(&database, &topic, &dead, &["topic", "apply"]).await;
     assert_eq!((code, applied["changes"].as_array().map(Vec::len)), (0, Some(1)), "{applied:#}");
     let letters = eventually("the dead letters", SOON, async || {
@@ -297,4 +384,149 @@ async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_
     let commands: Vec<_> = changes.to_string().matches("inbox retry").map(str::to_owned).collect();
     assert_eq!(commands.len(), 2, "{changes:#}");
     assert!(changes.to_string().contains("inbox skip") && changes.to_string().contains("ada"));
+}
+
+/// `orders erase` for a customer; ends by itself.
+fn erase(database: &Database, customer: &str) -> tokio::process::Child {
+    let mut program = std::env::current_exe().expect("this file");
+    program.pop();
+    program.pop();
+    tokio::process::Command::new(program.join("orders"))
+        .args(["erase", "--json", "--customer", customer])
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("orders is built")
+}
+
+/// Waits for its end; gives its exit code and what was erased.
+async fn erased(child: tokio::process::Child) -> (i32, Value) {
+    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("ends").expect("ran");
+    let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    (output.status.code().expect("it ends by itself"), printed["erased"].clone())
+}
+
+/// Waits until somebody wants the notifications for itself and does not get them.
+async fn erasure_waits(pool: &PgPool) {
+    eventually("the erasure to want the notifications", SOON, async || {
+        let sql = "select count(*) from pg_locks where relation = 'notifications'::regclass
+                   and mode = 'ShareRowExclusiveLock' and not granted";
+        (rows(pool, sql).await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notifier_that_has_read_an_address_and_commits_later_does_not_bring_it_back() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let group = format!("notify-{}", topic.name());
+    // The notifier stops in its transaction, with the address in its hands, until we let go of the lock.
+    sqlx::raw_sql(
+        "create function wait() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock(42); return new; end $$;
+         create trigger wait before insert on notifications for each row execute function wait()",
+    )
+    .execute(&pool)
+    .await
+    .expect("a trigger");
+    let mut gate = pool.begin().await.expect("a transaction");
+    sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *gate).await.expect("locked");
+    let api = started(Server::orders(database.url(), &[])).await;
+    let (stages, settings) = (["publish", "notify"], [("NOTIFY_GROUP", group.as_str())]);
+    let (url, brokers) = (database.url(), topic.brokers());
+    let _relay = started(Server::relay_stages(&stages, url, brokers, topic.name(), NO_MAIL, &settings)).await;
+    order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    eventually("the notifier to be in its transaction", SOON, async || {
+        let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+        (rows(&pool, waiting).await == 1).then_some(())
+    })
+    .await;
+    let erasure = erase(&database, "42");
+    erasure_waits(&pool).await;
+    gate.rollback().await.expect("let go");
+    let all = serde_json::json!({"orders": 1, "answers": 1, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erasure).await, (0, all));
+    assert_eq!(rows(&pool, "select count(*) from notifications where state = 'failed'").await, 1);
+    for holds in [
+        "select count(*) from orders where customer_email is not null",
+        "select count(*) from notifications n where n::text like '%example.com%'",
+        "select count(*) from idempotency_keys where convert_from(response_body, 'UTF8') like '%example.com%'",
+        "select count(*) from relay_changes c where c::text like '%example.com%'",
+    ] {
+        assert_eq!(rows(&pool, holds).await, 0, "{holds}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_holds_up_no_notification_but_for_a_lookup_by_order() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let api = started(Server::orders(database.url(), &[])).await;
+    let theirs = order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    let notify = async |order: &str| {
+        let mut transaction = pool.begin().await.expect("a transaction");
+        sqlx::query(
+            "insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data)
+             values ($1, 'confirmation', $2::uuid, 1, 'ada@example.com', $2, '{}')",
+        )
+        .bind(Uuid::now_v7())
+        .bind(order)
+        .execute(&mut *transaction)
+        .await
+        .expect("inserted");
+        transaction
+    };
+    // A transaction that stays open: the erasure cannot have the notifications, and others still get them.
+    let open = notify(&theirs).await;
+    let erasure = erase(&database, "42");
+    erasure_waits(&pool).await;
+    let others = Uuid::now_v7().to_string();
+    let another = tokio::time::timeout(Duration::from_secs(10), notify(&others)).await;
+    another.expect("not held up for long").commit().await.expect("committed");
+    // What it does once it has them needs no other table: they are out of its reach, and it ends.
+    let mut elsewhere = pool.begin().await.expect("a transaction");
+    sqlx::query("lock table orders, idempotency_keys in access exclusive mode")
+        .execute(&mut *elsewhere)
+        .await
+        .expect("locked");
+    open.commit().await.expect("committed");
+    let all = serde_json::json!({"orders": 1, "answers": 1, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erasure).await, (0, all));
+    elsewhere.rollback().await.expect("let go");
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is null").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_while_a_mail_is_being_sent_says_so_and_a_second_one_completes_it() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let topic = Topic::create(1).await;
+    let group = format!("notify-{}", topic.name());
+    let mailbox = Mailbox::start(0).await.expect("a mailbox");
+    mailbox.set_fault("ada@example.com", Some(Fault::SilentAfterMessage));
+    let api = started(Server::orders(database.url(), &[])).await;
+    let settings = [("NOTIFY_GROUP", group.as_str()), ("MAIL_ON_UNKNOWN", "hold")];
+    let url = mailbox.smtp_url();
+    let relay = Server::relay(database.url(), topic.brokers(), topic.name(), &url, &settings);
+    let mut relay = started(relay).await;
+    order(&reqwest::Client::new(), api.url(), "key").await.expect("an order");
+    eventually("the mail to be under way", SOON, async || {
+        (rows(&pool, "select count(*) from notifications where state = 'sending'").await == 1).then_some(())
+    })
+    .await;
+    let most = serde_json::json!({"orders": 1, "answers": 1, "notifications": 0, "beingSent": 1});
+    assert_eq!(erased(erase(&database, "42")).await, (3, most));
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is not null").await, 1);
+    relay.kill().expect("killed");
+    sqlx::raw_sql("update notifications set state = 'unknown', holder = null, lease_until = null")
+        .execute(&pool)
+        .await
+        .expect("as another mailer would");
+    let rest = serde_json::json!({"orders": 0, "answers": 0, "notifications": 1, "beingSent": 0});
+    assert_eq!(erased(erase(&database, "42")).await, (0, rest));
+    assert_eq!(rows(&pool, "select count(*) from notifications where recipient is not null").await, 0);
 }

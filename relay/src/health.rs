@@ -27,7 +27,7 @@ pub(crate) struct Health(Arc<Mutex<BTreeMap<&'static str, StageState>>>);
 struct StageState {
     doing: &'static str,
     problem: Option<String>,
-    /// Why it was told to stand still.
+    /// Why it was told to stand still, or what is wrong beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -61,6 +61,15 @@ impl StageHealth {
     /// The stage works, or has nothing to do. Logs once when a trouble is over.
     pub(crate) fn well(&self, doing: &'static str) {
         self.tell(StageState { doing, ..StageState::default() });
+    }
+
+    /// The stage works, and something beside it does not: shown, and no trouble. Logs once, when that begins.
+    pub(crate) fn well_but(&self, doing: &'static str, reason: String) {
+        let told = self.all.lock().get(self.stage).is_some_and(|state| state.reason.is_some());
+        if !told {
+            tracing::warn!(stage = self.stage, "{reason}");
+        }
+        self.tell(StageState { doing, problem: None, reason: Some(reason) });
     }
 
     /// The stage stands still because an operator wants it to: no trouble, but shown.

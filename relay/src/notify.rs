@@ -22,6 +22,8 @@ use crate::traces::Traces;
 
 /// The name of this consumer's dedup keys.
 pub(crate) const CONSUMER: &str = "notify";
+/// What it does when all is well.
+const SUBSCRIBED: &str = "subscribed";
 
 /// The stage.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Handler for Notify {
     }
 
     async fn committed(&mut self, pass: &Pass) {
-        self.metrics.passed(pass.repeated, pass.dead);
+        self.metrics.passed(pass);
         // After the commit, never inside it: a NOTIFY takes a database-wide lock at commit.
         if pass.handled > 0
             && let Err(error) = bell::ring(&self.pool, bell::MAIL).await
@@ -97,7 +99,11 @@ impl Handler for Notify {
 
     fn condition(&mut self, condition: Result<(), &InboxError>) {
         match condition {
-            Ok(()) => self.health.well("subscribed"),
+            Ok(()) => self.health.well(SUBSCRIBED),
+            // Dead letters wait in the database, and notifications are made all the same.
+            Err(error @ InboxError::DeadLetters { .. }) => {
+                self.health.well_but(SUBSCRIBED, error.to_string());
+            }
             Err(error) => self.health.trouble(error.to_string()),
         }
     }

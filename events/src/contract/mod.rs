@@ -29,6 +29,18 @@ pub fn files() -> BTreeMap<String, Value> {
     files
 }
 
+/// What a consumer is promised of each event type, by the path below `contract/` of what v1 has promised:
+/// `data` and `headers` of its messages, as JSON Schemas.
+#[must_use]
+pub fn promises() -> BTreeMap<String, Value> {
+    let messages = &asyncapi::document()["components"]["messages"];
+    let messages = messages.as_object().into_iter().flat_map(|messages| messages.values());
+    messages
+        .filter_map(|message| Some((message["name"].as_str()?, &message["headers"])))
+        .map(|(kind, headers)| (format!("v1/{kind}.json"), json!({"data": schema(kind), "headers": headers})))
+        .collect()
+}
+
 /// Where the schema of an event type lies below `contract/`.
 #[must_use]
 pub fn schema_path(kind: &str) -> String {

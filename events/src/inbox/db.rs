@@ -257,19 +257,22 @@ macro_rules! dead {
     }};
 }
 
-/// The oldest dead events that the dead-letter topic has not acknowledged.
+/// The oldest dead events that the dead-letter topic has not acknowledged, but for those in `without`.
 pub(super) async fn unforwarded(
     connection: &mut PgConnection,
     consumer: &str,
+    without: &[i64],
     most: i64,
 ) -> Result<Vec<Dead>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"
         select dead_id, cause, reason, topic, kafka_partition, kafka_offset, published_at, key, header_names,
           header_values as "header_values: Vec<Option<Vec<u8>>>", data
-        from inbox_dead where consumer = $1 and forwarded_at is null order by dead_id limit $2
+        from inbox_dead where consumer = $1 and forwarded_at is null and dead_id <> all($2)
+        order by dead_id limit $3
         "#,
         consumer,
+        without,
         most,
     )
     .fetch_all(connection)

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use rdkafka::ClientConfig;
 use rdkafka::Message;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
@@ -28,6 +28,8 @@ const FORWARDED_AT_ONCE: i64 = 100;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// How long the dead-letter topic may take.
 const ACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// What the topic has refused is sent again after so long: it may take larger messages by then.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// How a blocked order goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,8 @@ pub async fn release(pool: &PgPool, name: &str, order: OrderId, how: Release) ->
     db::ask_release(&mut *pool.acquire().await?, name, order.as_uuid(), how).await
 }
 
-/// Forwards dead events to the dead-letter topic. Nothing waits for it.
+/// Forwards dead events to the dead-letter topic. Nothing waits for it. Each member of the group does it and
+/// knows nothing of the others, so a dead event may go there as often as there are members.
 pub(super) struct Letters {
     pool: PgPool,
     consumer: String,
@@ -60,8 +63,22 @@ pub(super) struct Letters {
     topic: String,
     /// Made when there is something to forward.
     producer: Option<FutureProducer>,
-    /// Why nothing gets through at present.
+    refused: Refused,
+    /// Why something does not get through at present.
     trouble: Arc<Mutex<Option<InboxError>>>,
+}
+
+/// What the topic refuses because of the dead event itself: left out for a while, so that it holds up no other.
+struct Refused {
+    dead: Vec<i64>,
+    last: Option<KafkaError>,
+    since: Instant,
+}
+
+impl Refused {
+    fn none() -> Self {
+        Self { dead: Vec::new(), last: None, since: Instant::now() }
+    }
 }
 
 impl Letters {
@@ -71,15 +88,25 @@ impl Letters {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
+            // A broker refuses a batch whole: one that is too large would take others with it.
+            .set("batch.num.messages", "1")
+            // A dead event is larger than it was, by its reason: what is too large the topic says.
+            .set("message.max.bytes", "1000000000")
             .set("message.timeout.ms", ACKNOWLEDGED.as_millis().to_string());
         let (consumer, topic) = (settings.name.clone(), settings.dead_letter_topic.clone());
-        Self { pool, consumer, config, topic, producer: None, trouble }
+        Self { pool, consumer, config, topic, producer: None, refused: Refused::none(), trouble }
     }
 
     /// Forwards what comes, for ever.
     pub(super) async fn run(mut self) {
         loop {
-            let trouble = self.forward().await.err();
+            if self.refused.since.elapsed() >= REFUSED {
+                self.refused = Refused::none();
+            }
+            let trouble = match self.forward().await {
+                Ok(()) => self.refused.last.clone().map(|source| self.dead_letters(source)),
+                Err(error) => Some(error),
+            };
             *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
@@ -89,31 +116,48 @@ impl Letters {
     /// with the same event id.
     async fn forward(&mut self) -> Result<(), InboxError> {
         loop {
+            let mut connection = self.pool.acquire().await?;
             let dead =
-                db::unforwarded(&mut *self.pool.acquire().await?, &self.consumer, FORWARDED_AT_ONCE).await?;
+                db::unforwarded(&mut connection, &self.consumer, &self.refused.dead, FORWARDED_AT_ONCE)
+                    .await?;
+            drop(connection);
             if dead.is_empty() {
                 return Ok(());
             }
-            let refused = |source| InboxError::DeadLetters { topic: self.topic.clone(), source };
-            let producer = match &mut self.producer {
+            let producer = match self.producer.take() {
                 Some(producer) => producer,
-                none => none.insert(self.config.create().map_err(refused)?),
+                None => self.config.create().map_err(|source| self.dead_letters(source))?,
             };
             let sent =
-                join_all(dead.iter().map(|dead| send(producer, &self.topic, &self.consumer, dead))).await;
-            let (mut acknowledged, mut failed) = (Vec::new(), None);
+                join_all(dead.iter().map(|dead| send(&producer, &self.topic, &self.consumer, dead))).await;
+            self.producer = Some(producer);
+            let (mut acknowledged, mut away) = (Vec::new(), None);
             for (dead, sent) in dead.iter().zip(sent) {
                 match sent {
                     Ok(()) => acknowledged.push(dead.dead_id),
-                    Err(error) => failed = Some(error),
+                    Err(error) if is_of_the_event(&error) => {
+                        self.refused.dead.push(dead.dead_id);
+                        self.refused.last = Some(error);
+                    }
+                    Err(error) => away = Some(error),
                 }
             }
             db::forwarded(&mut *self.pool.acquire().await?, &acknowledged).await?;
-            if let Some(error) = failed {
-                return Err(refused(error));
+            if let Some(error) = away {
+                return Err(self.dead_letters(error));
             }
         }
     }
+
+    fn dead_letters(&self, source: KafkaError) -> InboxError {
+        InboxError::DeadLetters { topic: self.topic.clone(), source }
+    }
+}
+
+/// Whether Kafka refuses this dead event, and would take another one.
+fn is_of_the_event(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidRecord, MessageBatchTooLarge, MessageSizeTooLarge};
+    matches!(error.rdkafka_error_code(), Some(MessageSizeTooLarge | MessageBatchTooLarge | InvalidRecord))
 }
 
 /// Sends one dead event with its original headers and why it is dead.

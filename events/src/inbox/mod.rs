@@ -71,9 +71,11 @@ pub trait Handler: Send {
         connection: &mut PgConnection,
     ) -> impl Future<Output = Result<(), HandleError>> + Send;
 
-    /// Effects that are not in PostgreSQL, before the transaction begins. At-least-once: when the
-    /// process ends after the effect and before the commit, it happens again, for up to
-    /// [`Settings::batch`] events. It should be idempotent by `event.attributes.id`.
+    /// Effects that are not in PostgreSQL, before the transaction begins. At-least-once: the effect happens
+    /// again, for up to [`Settings::batch`] events, when the process ends between it and the commit, and when
+    /// the partition goes to another member in between, which takes the same events. A release begins anew
+    /// each time: what was done of its order before a refusal or an outage is done again. It should be
+    /// idempotent by `event.attributes.id`.
     ///
     /// # Errors
     /// [`HandleError`] says whether the event is at fault or something is away.
@@ -89,9 +91,14 @@ pub trait Handler: Send {
     }
 
     /// Called by [`Inbox::run`] after every pass, and when there was nothing to do for a second.
+    /// [`InboxError::DeadLetters`] is told of passes that went well.
     fn condition(&mut self, condition: Result<(), &InboxError>) {
-        if let Err(error) = condition {
-            tracing::warn!(%error, "no progress, and waiting");
+        match condition {
+            Ok(()) => {}
+            Err(error @ InboxError::DeadLetters { .. }) => {
+                tracing::warn!(%error, "dead events are kept back")
+            }
+            Err(error) => tracing::warn!(%error, "no progress, and waiting"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The counters that the stages move themselves.
 
 use chrono::{DateTime, Utc};
+use events::inbox::Pass;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -148,7 +149,7 @@ impl NotifyMetrics {
                 &["outcome"],
             )?,
         )?;
-        for outcome in ["made", "no_address", "foreign", "unreadable", "repeated"] {
+        for outcome in ["made", "no_address", "foreign", "unreadable", "repeated", "gap", "reordered"] {
             outcomes.with_label_values(&[outcome]);
         }
         let delay = HistogramOpts::new(
@@ -174,9 +175,14 @@ impl NotifyMetrics {
         }
     }
 
-    /// Events came that had been handled before, and events that cannot be handled.
-    pub(crate) fn passed(&self, repeated: usize, unreadable: usize) {
-        for (outcome, events) in [("repeated", repeated), ("unreadable", unreadable)] {
+    /// What the inbox tells of a pass. An event after a gap, or out of order, was handled and is counted as that too.
+    pub(crate) fn passed(&self, pass: &Pass) {
+        for (outcome, events) in [
+            ("repeated", pass.repeated),
+            ("unreadable", pass.dead),
+            ("gap", pass.gaps),
+            ("reordered", pass.reordered),
+        ] {
             self.outcomes.with_label_values(&[outcome]).inc_by(u64::try_from(events).unwrap_or(u64::MAX));
         }
     }
