@@ -25,7 +25,7 @@ use crate::kafka::Event;
 /// At most so many dead events are forwarded at once.
 const FORWARDED_AT_ONCE: i64 = 100;
 /// Between two looks for something to forward.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 /// How long the dead-letter topic may take.
 const ACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// What the topic has refused is sent again after so long: it may take larger messages by then.
@@ -40,7 +40,7 @@ pub enum Release {
     Skip,
 }
 
-/// Asks for the release of a blocked order. A running inbox of that name does it within a second,
+/// Asks for the release of a blocked order. A running inbox of that name does it within five seconds,
 /// in one transaction: if an event is refused again, those before it are handled, and the order stays
 /// blocked from there on, with the new reason. False when the order is not blocked.
 ///

@@ -13,8 +13,8 @@ use super::{Handler, Inbox, InboxError, Pass};
 
 /// A pass that waits longer than this has simply nothing to do.
 const QUIET: Duration = Duration::from_secs(1);
-/// Between two looks for orders to release.
-const LOOKS: Duration = Duration::from_secs(1);
+/// Between two looks for orders to release: a statement each, also when nothing else is to be done.
+const LOOKS: Duration = Duration::from_secs(5);
 /// Kafka is well when it has not failed for so long; while it is away it fails more often.
 const SETTLED: Duration = Duration::from_secs(10);
 /// The waits in an outage: the first, doubling up to the last, jittered.

@@ -224,7 +224,7 @@ async fn report(
         text += &match progress {
             _ if target.dry_run || orders.is_empty() => String::new(),
             None => format!(
-                "A running `{}` does it within a second or two; what is refused again stays where it is.\n",
+                "A running `{}` does it within five seconds; what is refused again stays where it is.\n",
                 target.consumer
             ),
             Some(Progress { refused: 0, .. }) => "Done.\n".to_owned(),
