@@ -626,7 +626,17 @@ async fn dead_letters_of_an_adopted_table_are_shown_retried_and_discarded_from_t
 async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
     let world = World::create(&["purchase"]).await;
     let script = world.adopt(&["--outbox-headers", "type:eventType"]).await.expect("a migration");
+    // No mail server and no topic of orders here: what doctor says of the table is one line among others.
+    let doctor =
+        async |settings: &str| match world.operate(&["doctor", "--sink", "outboxevent"], settings).await {
+            Err(ProcessError::Ended { log, .. }) => log,
+            other => panic!("something is wrong here: {other:?}"),
+        };
+    let said = doctor(&script).await;
+    assert!(said.contains("ERROR    outbox table") && said.contains("no column `seq`"), "{said}");
     world.apply(&script).await;
+    let said = doctor(&script).await;
+    assert!(said.contains("ok       outbox table"), "{said}");
     // Nine events of the orders are pending, and none of them is this sink's.
     let orders = "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
                   select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
@@ -674,7 +684,12 @@ async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
         };
         assert!(status.code() == Some(2) && log.contains("public.outboxevent"), "{command:?}: {log}");
     }
+    // The sink's own row tells which table it is.
+    let said = doctor("").await;
+    assert!(said.contains("ok       outbox table"), "{said}");
     world.pool.execute("drop table outboxevent").await.expect("dropped");
+    let said = doctor("").await;
+    assert!(said.contains("ERROR    outbox table") && said.contains("no such table"), "{said}");
     let status = world.json(&["status"], &script).await;
     assert_eq!(status["sinks"][0]["pending"], Value::Null, "what is not known is not shown as a number");
 }

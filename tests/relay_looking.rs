@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use demo::mailbox::Mailbox;
 use demo::programs::Server;
-use demo::services::{Kafka, Postgres};
+use demo::services::{Extras, Kafka, Postgres};
 use demo::testing::{DATABASE_SERVER, Database, Topic, eventually, shared};
 use outbox::settled;
 use rdkafka::ClientConfig;
@@ -670,9 +670,21 @@ async fn doctor_finds_the_settings_that_undo_a_guarantee_and_says_how_to_mend_th
         "clocks",
         "mail server",
         "kafka",
+        "kafka producer",
+        "vacuum",
+        "postgresql statement_timeout",
+        "postgresql transaction_timeout",
+        "postgresql idle_in_transaction",
+        "topic retention",
+        "notify dedup keys",
     ] {
         assert!(bad(&report, check).is_none(), "{check} in {report:#}");
     }
+    // What the relay keeps decides how long the topic has to keep, and may.
+    let keeps = ["doctor", "--relay-retention-days", "8", "--relay-inbox-retention-days", "7"];
+    let (_, kept) = at.json(&keeps).await;
+    assert_severity(&kept, "topic retention", "warning");
+    assert_severity(&kept, "notify dedup keys", "warning");
     assert_severity(&report, "topic replication", "warning");
     assert_severity(&report, "min.insync.replicas", "warning");
     assert_eq!(report["worst"], "warning", "{report:#}");
@@ -704,6 +716,23 @@ async fn doctor_finds_the_settings_that_undo_a_guarantee_and_says_how_to_mend_th
         assert_severity(&report, check, "error");
     }
     assert_severity(&report, "postgresql autovacuum", "warning");
+    for sql in [
+        "alter role api set synchronous_commit = 'No'",
+        "alter role current_user set statement_timeout = '30s'",
+        "alter role current_user set transaction_timeout = '30s'",
+        "alter role current_user set idle_in_transaction_session_timeout = '30s'",
+    ] {
+        run(&pool, sql).await;
+    }
+    let (_, report) = at.json(&["doctor"]).await;
+    assert_severity(&report, "postgresql synchronous_commit", "error");
+    for check in ["statement_timeout", "transaction_timeout", "idle_in_transaction"] {
+        assert_severity(&report, &format!("postgresql {check}"), "warning");
+    }
+    run(&pool, "alter role api reset all").await;
+    run(&pool, "alter role current_user reset all").await;
+    let (_, report) = at.json(&["doctor"]).await;
+    assert!(bad(&report, "postgresql synchronous_commit").is_none(), "{report:#}");
     run(&pool, "alter table outbox alter seq set cache 1").await;
     run(&pool, "insert into relay_sinks (sink, published) values ('kafka', '{[1,100)}')").await;
     let (_, report) = at.json(&["doctor"]).await;
@@ -735,6 +764,45 @@ async fn doctor_finds_the_settings_that_undo_a_guarantee_and_says_how_to_mend_th
     );
     assert!(rights.contains(&"grant pg_read_all_stats to reader".to_owned()), "{rights:?}");
     assert!(!rights.iter().any(|mend| mend.contains(" on orders ")), "{rights:?}");
+    // The relay's own vacuum would be skipped with a mere warning of PostgreSQL.
+    let vacuum = bad(&report, "vacuum").expect("it may not vacuum");
+    assert_eq!(vacuum["mend"], "grant maintain on outbox to reader");
+    run(&pool, "grant maintain on outbox to reader").await;
+    let (_, report) = Servers { database: &reader, ..at }.json(&["doctor"]).await;
+    assert!(bad(&report, "vacuum").is_none(), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_that_kafka_lets_the_relay_write_nothing_and_writes_nothing_to_find_it() {
+    let database = Database::create().await;
+    let authorizer = [
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ];
+    let extras = Extras { settings: &authorizer, ..Extras::default() };
+    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 1, &[]).await;
+    let at = at(&database, &topic);
+    let (_, report) = at.json(&["doctor"]).await;
+    assert!(bad(&report, "kafka producer").is_none(), "{report:#}");
+
+    // A producer id takes Write on any topic, or IdempotentWrite on the cluster.
+    let everybody = "User:ANONYMOUS";
+    let allowed = |operation| ["--add", "--allow-principal", everybody, "--operation", operation];
+    kafka.rights("*", &allowed("Describe")).await.expect("topics may be looked at");
+    kafka.cluster_rights(&allowed("All")).await.expect("the broker goes on");
+    let denied = ["--add", "--deny-principal", everybody, "--operation", "IdempotentWrite"];
+    kafka.cluster_rights(&denied).await.expect("denied");
+    let (code, report) = at.json(&["doctor"]).await;
+    assert_severity(&report, "kafka producer", "error");
+    assert_eq!(code, 4, "no mail server");
+    let mend = bad(&report, "kafka producer").and_then(|finding| finding["mend"].as_str());
+    assert!(mend.is_some_and(|mend| mend.contains(topic.name())), "{report:#}");
+    kafka.rights(topic.name(), &allowed("Write")).await.expect("it may be written to");
+    let (_, report) = at.json(&["doctor"]).await;
+    assert!(bad(&report, "kafka producer").is_none(), "{report:#}");
+    kafka.rights(topic.name(), &allowed("Read")).await.expect("it may be read");
+    assert_eq!(topic.read().await.len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -821,6 +889,7 @@ async fn topic_apply_creates_once_raises_never_reduces_and_moves_orders_only_whe
     assert_eq!((code, changes(&report)), (3, 0), "{report:#}");
     let by_size = bad(&report, "topic retention").expect("what was set by others");
     assert!(by_size["found"].as_str().is_some_and(|found| found.contains("10000000000")), "{by_size}");
+    assert_severity(&report, "notify dedup keys", "warning");
     assert_eq!(Servers { brokers: NO_KAFKA, ..at }.relay(&["topic", "apply"]).await.status.code(), Some(4));
 }
 

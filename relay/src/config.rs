@@ -238,6 +238,15 @@ pub struct DoctorArgs {
     /// The mail server.
     #[command(flatten)]
     pub smtp: SmtpArgs,
+    /// The sink.
+    #[command(flatten)]
+    pub sink: SinkArgs,
+    /// The outbox table.
+    #[command(flatten)]
+    pub outbox: OutboxArgs,
+    /// How long rows are kept: the topic's own retention is held against it.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -283,6 +292,9 @@ pub struct TopicApplyArgs {
     /// The notify stage, which has a topic for its dead letters.
     #[command(flatten)]
     pub notify: NotifyArgs,
+    /// How long rows are kept: the topic's own retention is held against it.
+    #[command(flatten)]
+    pub keeping: RetentionArgs,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -528,13 +540,9 @@ pub struct RunArgs {
     /// Seconds after which a standby takes over from a publisher that is gone.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
-    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
-    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
-    pub relay_retention_days: u32,
-    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
-    /// longer than the topic keeps its events, or an event that is read again makes a second e-mail.
-    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
-    pub relay_inbox_retention_days: u32,
+    /// How long rows are kept.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
@@ -544,6 +552,27 @@ pub struct RunArgs {
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// How long rows are kept.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RetentionArgs {
+    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
+    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_retention_days: u32,
+    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
+    /// longer than the topic keeps its events, or an event that is read again is handled again.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_inbox_retention_days: u32,
+}
+
+impl RetentionArgs {
+    /// What is old.
+    #[must_use]
+    pub(crate) fn ages(self) -> Ages {
+        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
+        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
+    }
 }
 
 /// Where PostgreSQL is.
@@ -892,13 +921,6 @@ impl RunArgs {
     /// As [`OutboxArgs::outbox`].
     pub(crate) fn outbox(&self) -> Result<Outbox, InvalidSetting> {
         self.outbox.outbox(&self.sink.relay_sink)
-    }
-
-    /// What is old.
-    #[must_use]
-    pub(crate) fn ages(&self) -> Ages {
-        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
-        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
     }
 
     /// Where spans go, if anywhere.

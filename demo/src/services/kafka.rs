@@ -123,13 +123,26 @@ impl Kafka {
     /// # Errors
     /// When the broker has no authorizer, or refuses.
     pub async fn rights(&self, topic: &str, rule: &[&str]) -> Result<(), ServiceError> {
+        self.rule(&["--topic", topic], rule).await
+    }
+
+    /// The same on the cluster.
+    ///
+    /// # Errors
+    /// As [`Kafka::rights`].
+    pub async fn cluster_rights(&self, rule: &[&str]) -> Result<(), ServiceError> {
+        self.rule(&["--cluster"], rule).await
+    }
+
+    async fn rule(&self, resource: &[&str], rule: &[&str]) -> Result<(), ServiceError> {
         let command = java(
             "kafka-acls",
             &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
             &self.classpath,
             self.directory.join("acls.log"),
         )
-        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers(), "--topic", topic])
+        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()])
+        .args(resource)
         .args(rule);
         Process::run(&command, START).await.map_err(ServiceError::process(NAME))
     }

@@ -48,7 +48,7 @@ async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
         cluster = made(&kafka, cluster, &plan).await.map_err(down)?;
         of_letters = made(&letters, of_letters, &plan_letters).await.map_err(down)?;
     }
-    let mut findings = check(&cluster, &kafka.topic, message_bytes);
+    let mut findings = check(&cluster, &kafka.topic, message_bytes, &args.keeping.ages());
     findings.push(checks::letters(&of_letters, &letters.topic, message_bytes));
     let changes: Vec<String> = [(&plan, &kafka), (&plan_letters, &letters)]
         .into_iter()
