@@ -844,15 +844,33 @@ async fn doctor_says_which_server_is_down_and_checks_the_others_all_the_same() {
 async fn topic_apply_creates_once_raises_never_reduces_and_moves_orders_only_when_told() {
     let brokers = shared(demo::testing::KAFKA_BROKERS);
     let name = format!("test_{}", Uuid::now_v7().simple());
-    let at =
-        Servers { database: "postgres://127.0.0.1:1/none", brokers: &brokers, topic: &name, smtp: NO_MAIL };
+    let database = Database::create().await;
+    let at = Servers { database: database.url(), brokers: &brokers, topic: &name, smtp: NO_MAIL };
     let changes = |report: &Value| report["changes"].as_array().expect("changes").len();
 
     let (code, report) =
         at.json(&["topic", "apply", "--partitions", "3", "--retention", "14d", "--dry-run"]).await;
     assert_eq!((code, changes(&report)), (3, 2), "the topic and that of the dead letters");
-    let (code, report) = at.json(&["topic", "apply", "--partitions", "3", "--retention", "14d"]).await;
-    assert_eq!((code, changes(&report)), (0, 2), "the dry run made nothing");
+    // Where a record is kept it has a name, and nothing is made without it.
+    let nameless = at.relay(&["topic", "apply", "--partitions", "3"]).await;
+    assert_eq!(nameless.status.code(), Some(2), "nobody is logged in");
+    assert!(text(&nameless).contains("--by"), "{}", text(&nameless));
+    let away = Servers { database: "postgres://127.0.0.1:1/none", ..at };
+    assert_eq!(away.relay(&["topic", "apply", "--by", "ada"]).await.status.code(), Some(4));
+    let by = ["--by", "ada", "--reason", "the shop opens"];
+    let create = ["topic", "apply", "--partitions", "3", "--retention", "14d"];
+    let (code, report) = at.json(&[&create[..], &by].concat()).await;
+    assert_eq!((code, changes(&report)), (0, 2), "nothing was made before");
+    let (_, record) = at.json(&["changes"]).await;
+    assert_eq!(record.as_array().map(Vec::len), Some(1), "{record:#}");
+    assert_eq!(
+        (&record[0]["command"], &record[0]["by"], &record[0]["reason"]),
+        (&json!("topic apply"), &json!("ada"), &json!("the shop opens"))
+    );
+    assert_eq!(
+        (&record[0]["details"]["topic"], &record[0]["details"]["changes"]),
+        (&json!(name), &report["changes"])
+    );
     assert_severity(&report, "topic replication", "warning");
     assert_severity(&report, "min.insync.replicas", "warning");
     for check in ["unclean.leader.election.enable", "max.message.bytes", "cleanup.policy", "topic retention"]
@@ -861,6 +879,8 @@ async fn topic_apply_creates_once_raises_never_reduces_and_moves_orders_only_whe
     }
     let (code, report) = at.json(&["topic", "apply", "--partitions", "3", "--retention", "14d"]).await;
     assert_eq!((code, changes(&report)), (0, 0), "again changes nothing: {report:#}");
+    let (_, record) = at.json(&["changes"]).await;
+    assert_eq!(record.as_array().map(Vec::len), Some(1), "and is no change: {record:#}");
 
     for (arguments, why) in [
         (&["--partitions", "2"][..], "cannot take any away"),
@@ -881,7 +901,17 @@ async fn topic_apply_creates_once_raises_never_reduces_and_moves_orders_only_whe
         ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("an admin client");
     admin.alter_configs([&others], &AdminOptions::new()).await.expect("answered")[0].as_ref().expect("set");
     let (code, report) = at
-        .json(&["topic", "apply", "--partitions", "6", "--yes-move-orders", "--retention", "forever"])
+        .json(&[
+            "topic",
+            "apply",
+            "--partitions",
+            "6",
+            "--yes-move-orders",
+            "--retention",
+            "forever",
+            "--by",
+            "ada",
+        ])
         .await;
     assert_eq!((code, changes(&report)), (0, 2), "{report:#}");
     let (code, report) =

@@ -231,7 +231,12 @@ async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_ot
     assert_eq!(asked, 0);
 
     // Kafka would still refuse it: it is parked again, and everything of its order behind it.
-    place.relay(&["dead", "retry", "--order", &order, "--by", "ada"]).await;
+    assert_eq!(
+        place.refused(&["dead", "retry", "--order", &order]).await.0,
+        Some(2),
+        "a retry needs a reason"
+    );
+    place.relay(&["dead", "retry", "--order", &order, "--by", "ada", "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     place.commit(big, 4, "{}").await;
     settled(&place.pool, SOON).await;
@@ -248,7 +253,9 @@ async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_ot
     );
 
     place.allow_large_messages().await;
-    place.relay(&["dead", "retry", "--cause", "MessageSizeTooLarge", "--by", "ada"]).await;
+    place
+        .relay(&["dead", "retry", "--cause", "MessageSizeTooLarge", "--by", "ada", "--reason", "a test"])
+        .await;
     place.commit(big, 5, "{}").await;
     place.nothing_is_retried().await;
     place.commit(big, 6, "{}").await;
@@ -283,7 +290,7 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
     place.relay(&["dead", "retry", "--event", &third.to_string()]).await;
     place.nothing_is_retried().await;
     place.parked(&[4]).await;
-    place.relay(&["dead", "retry", "--all"]).await;
+    place.relay(&["dead", "retry", "--all", "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 2, 3, 4]);
     assert_eq!(place.dead().await, []);
@@ -309,7 +316,7 @@ async fn kills_in_the_middle_of_a_retry_lose_no_dead_letter_keep_their_order_and
     place.parked(&(1..=1500).collect::<Vec<_>>()).await;
     place.allow_large_messages().await;
 
-    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    place.relay(&["dead", "retry", "--order", &order.to_string(), "--reason", "a test"]).await;
     let left = async || -> (i64, i64) {
         sqlx::query_as("select (select count(*) from relay_dead), (select count(*) from relay_retries)")
             .fetch_one(&place.pool)
@@ -364,7 +371,7 @@ async fn a_discarded_event_is_kept_as_a_record_and_its_order_goes_on_with_a_gap(
     .expect("the record");
     assert_eq!((kept.0, kept.1.as_str(), kept.2.as_str(), kept.3.len()), (2, "a test", "ada", OVERSIZED));
 
-    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    place.relay(&["dead", "retry", "--order", &order.to_string(), "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 3]);
 
@@ -408,7 +415,8 @@ async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
 
     let count = place.json(&["replay", "--order", &order.to_string(), "--dry-run"]).await;
     assert_eq!((&count["events"], &count["leftOut"]), (&5.into(), &1.into()));
-    let done = place.relay(&["replay", "--order", &order.to_string(), "--by", "ada"]).await;
+    let done =
+        place.relay(&["replay", "--order", &order.to_string(), "--by", "ada", "--reason", "a test"]).await;
     assert!(done.contains("5 events published"), "{done}");
     let messages = place.topic.read().await;
     let marks: Vec<_> = messages.iter().map(|message| message.header("replayed")).collect();
@@ -535,7 +543,9 @@ async fn a_replay_takes_what_its_filters_mean_and_nothing_that_was_not_published
     ];
     let mut before = 0;
     for (filter, expected) in cases {
-        place.relay(&[&["replay", "--to-topic", elsewhere.name()], filter].concat()).await;
+        place
+            .relay(&[&["replay", "--to-topic", elsewhere.name(), "--reason", "a test"], filter].concat())
+            .await;
         let messages = elsewhere.read().await;
         let news = &messages[before..];
         let got = [one, other, parked].map(|order| versions(news, order));

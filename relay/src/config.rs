@@ -93,7 +93,7 @@ pub enum Command {
     Inbox(InboxCommand),
     /// Publish once more what was published before, with the original ids and a header `replayed: true`.
     #[command(
-        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay\n  relay replay list\n  relay replay --continue 3"
+        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay --reason 'a new subscriber'\n  relay replay list\n  relay replay --continue 3 --reason 'Kafka is back'"
     )]
     Replay(Box<ReplayArgs>),
     /// List what operators have changed, newest first.
@@ -108,7 +108,7 @@ pub enum Command {
     /// Look at an outbox table of another program and print the migration and the settings that make it
     /// this relay's. Changes nothing.
     #[command(
-        after_help = "Example:\n  relay adopt --table public.outboxevent --outbox-headers type:eventType > adopt.sql\n  psql -f adopt.sql\n  relay adopt --table public.outboxevent --start-now | psql"
+        after_help = "Example:\n  relay adopt --table public.outboxevent --outbox-headers type:eventType > adopt.sql\n  psql -f adopt.sql\n  relay adopt --table public.outboxevent --start-now --reason 'Debezium ends' | psql"
     )]
     Adopt(Box<AdoptArgs>),
     /// Print a script that completes commands in a shell.
@@ -286,6 +286,15 @@ pub struct TopicApplyArgs {
     /// Change nothing; say what would be done.
     #[arg(long)]
     pub dry_run: bool,
+    /// Why, for the record.
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: Option<String>,
+    /// PostgreSQL, for the record of what was changed; without it there is none.
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: Option<Secret>,
+    /// Who does it.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
@@ -345,7 +354,7 @@ pub enum MailCommand {
     Show(MailShowArgs),
     /// Send failed e-mails again, and those that wait for their next attempt at once.
     #[command(
-        after_help = "Example:\n  relay mail retry 01a20eed-818d-74fd-b1bc-ada1c23bef06 --reason 'mailbox is back'\n  relay mail retry --all-failed"
+        after_help = "Example:\n  relay mail retry 01a20eed-818d-74fd-b1bc-ada1c23bef06 --reason 'mailbox is back'\n  relay mail retry --all-failed --reason 'the server takes mail again'"
     )]
     Retry(MailRetryArgs),
     /// Settle an e-mail of which nobody knows whether the server has taken it; the server's log may tell.
@@ -416,8 +425,8 @@ pub struct MailRetryArgs {
     #[arg(long, group = "which")]
     pub all_failed: bool,
     /// Why, for the record.
-    #[arg(long)]
-    pub reason: Option<String>,
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: String,
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,
@@ -442,8 +451,8 @@ pub struct MailResolveArgs {
     #[arg(long, group = "how")]
     pub resend: bool,
     /// Why, for the record.
-    #[arg(long)]
-    pub reason: Option<String>,
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: String,
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,
@@ -493,8 +502,14 @@ pub struct AdoptArgs {
     #[arg(long, conflicts_with = "start_now")]
     pub online: bool,
     /// Print, instead of the migration, the statement that counts what is in the table now as published.
-    #[arg(long)]
+    #[arg(long, requires = "reason")]
     pub start_now: bool,
+    /// Why it starts now, for the record that this statement writes.
+    #[arg(long, value_parser = mending::reason, requires = "start_now")]
+    pub reason: Option<String>,
+    /// Who starts it, for the same record; the role that runs the statement when left out.
+    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME", value_parser = operator)]
+    pub by: Option<String>,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -722,18 +737,31 @@ pub struct OutputArgs {
 /// Who changes something; it is kept with the change.
 #[derive(Clone, Debug, Args)]
 pub struct OperatorArgs {
-    /// Who does it, for the record; the name of the user of this machine when left out.
-    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME")]
+    /// Who does it, for the record; the name of the user of this machine when left out, and asked for
+    /// where there is none, in a container for example.
+    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME", value_parser = operator)]
     pub by: Option<String>,
 }
 
 impl OperatorArgs {
     /// The name for the record.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`InvalidSetting::Operator`]
     #[allow(clippy::disallowed_methods, reason = "who is logged in is no setting")]
-    pub fn name(&self) -> String {
-        let user = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-        self.by.clone().or_else(user).unwrap_or_else(|| "unknown".to_owned())
+    pub fn name(&self) -> Result<String, InvalidSetting> {
+        let user = |name: &&str| std::env::var(name).ok().and_then(|user| operator(&user).ok());
+        let logged_in = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(user);
+        self.by.clone().or_else(logged_in).ok_or(InvalidSetting::Operator)
+    }
+}
+
+fn operator(text: &str) -> Result<String, &'static str> {
+    let text = text.trim();
+    if (1..=200).contains(&text.chars().count()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has 1 to 200 characters")
     }
 }
 
@@ -809,6 +837,11 @@ pub enum InvalidSetting {
     /// No certificates of a CA.
     #[error("SMTP_CA_FILE: {0}")]
     SmtpCaFile(String),
+    /// A change needs a name for its record.
+    #[error(
+        "--by or RELAY_OPERATOR must say who does it: no user is logged in here whose name could be kept"
+    )]
+    Operator,
     /// Not a collector of traces.
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT must look like http://host:4318")]
     OtlpEndpoint,
@@ -820,9 +853,25 @@ impl DatabaseArgs {
     /// # Errors
     /// [`InvalidSetting::DatabaseUrl`]
     pub fn options(&self) -> Result<PgConnectOptions, InvalidSetting> {
-        let options: PgConnectOptions =
-            self.database_url.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
+        self.database_url.database()
+    }
+}
+
+impl Secret {
+    /// How to connect to the database of this URL.
+    fn database(&self) -> Result<PgConnectOptions, InvalidSetting> {
+        let options: PgConnectOptions = self.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
         Ok(options.application_name("relay").disable_statement_logging())
+    }
+}
+
+impl TopicApplyArgs {
+    /// How to connect to the database that keeps the record, if there is one.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::DatabaseUrl`]
+    pub(crate) fn database(&self) -> Result<Option<PgConnectOptions>, InvalidSetting> {
+        self.database_url.as_ref().map(Secret::database).transpose()
     }
 }
 

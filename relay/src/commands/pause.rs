@@ -50,7 +50,7 @@ async fn change(
     }
     lease::pause(&mut transaction, sink, pause).await?;
     let details = json!({"sink": sink.as_str()});
-    changes::record(&mut transaction, &target.operator.name(), command, reason, &details).await?;
+    changes::record(&mut transaction, &target.operator.name()?, command, reason, &details).await?;
     transaction.commit().await?;
     // A publisher that does not hear it asks within a second.
     bell::ring(&pool, bell::LEASE).await?;

@@ -69,7 +69,7 @@ async fn start(args: &ReplayArgs) -> Result<Ended, CommandError> {
         }
         return Ok(Ended::Done);
     }
-    let by = target.operator.name();
+    let by = target.operator.name()?;
     let mut transaction = pool.begin().await?;
     let id = replays::start(&mut transaction, sink, &kafka.topic, &filter, meant.published, &by).await?;
     let details = json!({
@@ -110,7 +110,7 @@ async fn go_on(args: &ReplayArgs, id: i64) -> Result<Ended, CommandError> {
     let mut transaction = pool.begin().await?;
     replays::go_on(&mut transaction, id).await?;
     let details = json!({"sink": sink.as_str(), "replay": id, "position": replay.position});
-    let by = target.operator.name();
+    let by = target.operator.name()?;
     changes::record(&mut transaction, &by, "replay --continue", args.reason.as_deref(), &details).await?;
     transaction.commit().await?;
     eprintln!("replay {id} goes on: {} events to {}", meant.published, kafka.topic);

@@ -130,8 +130,8 @@ pub struct DeadRetryArgs {
     /// Only say what would be done.
     #[arg(long)]
     pub dry_run: bool,
-    /// Why.
-    #[arg(long, value_parser = reason)]
+    /// Why; not asked for by --dry-run.
+    #[arg(long, value_parser = reason, required_unless_present = "dry_run")]
     pub reason: Option<String>,
     /// The target.
     #[command(flatten)]
@@ -249,8 +249,8 @@ pub struct ReplayArgs {
     /// Seconds that PostgreSQL or Kafka may be away before it stops with exit code 4.
     #[arg(long, default_value = "30", value_name = "SECONDS")]
     pub timeout: u64,
-    /// Why.
-    #[arg(long, value_parser = reason)]
+    /// Why; not asked for by --dry-run.
+    #[arg(long, value_parser = reason, required_unless_present_any = ["dry_run", "action"])]
     pub reason: Option<String>,
     /// Kafka.
     #[command(flatten)]
@@ -260,6 +260,7 @@ pub struct ReplayArgs {
     pub target: TargetArgs,
 }
 
+/// What `--reason` takes.
 pub(super) fn reason(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     if (1..=1000).contains(&text.chars().count()) {
