@@ -695,7 +695,7 @@ async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
     world.settled().await;
     relay.terminate().await.expect("ends with exit code 0");
 
-    for command in [&["audit"][..], &["replay", "--dry-run"], &["explain", "1"]] {
+    for command in [&["audit"][..], &["replay", "--all", "--dry-run"], &["explain", "1"]] {
         let Err(ProcessError::Ended { status, log, .. }) = world.operate(command, &script).await else {
             panic!("{command:?} knows the orders only")
         };

@@ -6,8 +6,8 @@ mod outbox;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use demo::process::ProcessError;
 use demo::programs::Server;
@@ -19,8 +19,9 @@ use outbox::{compare, compare_with, settled};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use serde_json::{Value, json};
+use sqlx::{Executor, PgConnection, PgPool};
+use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 const NO_MAIL: &str = "smtp://127.0.0.1:1";
@@ -68,6 +69,65 @@ impl Place {
 
     async fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.relay(&[args, &["--json"]].concat()).await).expect("JSON")
+    }
+
+    /// Starts a command and does not wait for it.
+    fn start(&self, args: &[&str]) -> Child {
+        Command::new(program())
+            .args(args)
+            .envs(self.settings())
+            .env("RELAY_OPERATOR", "ada")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the command starts")
+    }
+
+    /// Runs a command with `--json`; gives its exit code and what it printed, what it said beside it left out.
+    async fn printed(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let command = Command::new(program())
+            .args(args)
+            .arg("--json")
+            .envs(self.settings())
+            .env("RELAY_OPERATOR", "ada")
+            .output()
+            .await
+            .expect("the command starts");
+        let printed = serde_json::from_slice(&command.stdout);
+        (command.status.code(), printed.unwrap_or_else(|error| panic!("{args:?} gave no JSON: {error}")))
+    }
+
+    /// Publishes ten versions of each of twenty orders, and starts a replay of them to `elsewhere`, forty a
+    /// second; gives it when it is in the middle, with its id.
+    async fn replay(&self, elsewhere: &Topic) -> (Child, String) {
+        let orders: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(20).collect();
+        for version in 1..=10 {
+            for order in &orders {
+                self.commit(*order, version, "{}").await;
+            }
+        }
+        settled(&self.pool, SOON).await;
+        let to = ["--to-topic", elsewhere.name(), "--rate", "40", "--reason", "a test"];
+        let replay = self.start(&[&["replay", "--all"], &to[..]].concat());
+        let id = eventually("the replay to be under way", SOON, async || {
+            let (id, published): (i64, i64) =
+                sqlx::query_as("select replay_id, published from relay_replays")
+                    .fetch_optional(&self.pool)
+                    .await
+                    .ok()??;
+            (published > 80).then_some(id)
+        })
+        .await;
+        (replay, id.to_string())
+    }
+
+    /// As if nothing had been seen of the replays for ten minutes.
+    async fn nobody_has_seen_the_replays(&self) {
+        sqlx::query("update relay_replays set seen_at = seen_at - interval '10 minutes'")
+            .execute(&self.pool)
+            .await
+            .expect("time passes");
     }
 
     /// Runs a command that has to fail, and gives its exit code and what it says.
@@ -138,6 +198,18 @@ fn versions(messages: &[Message], order: Uuid) -> Vec<i32> {
     of_order
         .map(|message| message.header("ce_orderversion").expect("a version").parse().expect("a number"))
         .collect()
+}
+
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args([name, &pid]).status().await.expect("kill");
+    assert!(sent.success());
+}
+
+/// Waits for the end of a command that was started; gives its exit code and what it said.
+async fn ended(child: Child) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = child.wait_with_output().await.expect("ended");
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
 }
 
 async fn page(relay: &Server) -> Option<(u16, Value)> {
@@ -453,44 +525,22 @@ async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
 async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
     let place = Place::new(1).await;
     let elsewhere = Topic::create(3).await;
-    let orders: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(20).collect();
-    for version in 1..=10 {
-        for order in &orders {
-            place.commit(*order, version, "{}").await;
-        }
-    }
     let _relay = place.publisher().await;
-    settled(&place.pool, SOON).await;
-
-    let mut replay = tokio::process::Command::new(program())
-        .args(["replay", "--from", "1", "--to-topic", elsewhere.name(), "--rate", "40"])
-        .envs(place.settings())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the replay starts");
-    eventually("the replay to be under way", SOON, async || {
-        let position: i64 = sqlx::query_scalar("select published from relay_replays")
-            .fetch_optional(&place.pool)
-            .await
-            .ok()??;
-        (position > 80).then_some(())
-    })
-    .await;
-    let pid = replay.id().expect("it runs").to_string();
-    let sent = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.expect("kill");
-    assert!(sent.success());
-    assert_eq!(replay.wait().await.expect("ended").code(), Some(1));
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-INT").await;
+    assert_eq!(ended(replay).await.0, Some(1));
     let list = place.json(&["replay", "list"]).await;
     assert_eq!(list[0]["state"], "stopped");
-    assert!(list[0]["published"].as_i64().is_some_and(|n| (1..200).contains(&n)), "{list}");
+    let published = list[0]["published"].as_i64().expect("a number");
+    assert!((1..200).contains(&published), "{list}");
 
-    let id = list[0]["id"].to_string();
     let before = elsewhere.read().await.len();
     assert!((1..200).contains(&before), "{before} events before the stop");
-    place.relay(&["replay", "--continue", &id]).await;
-    assert_eq!(place.json(&["replay", "list"]).await[0]["state"], "done");
+    let (code, count) = place.printed(&["replay", "--continue", &id, "--dry-run"]).await;
+    assert_eq!((code, count["events"].as_i64()), (Some(0), Some(200 - published)), "{count}");
+    place.relay(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    let (code, done) = place.printed(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    assert_eq!((code, &done["state"]), (Some(0), &"done".into()), "again changes nothing");
     let messages = elsewhere.read().await;
     assert!(messages.iter().all(|message| message.header("replayed") == Some("true")));
     // What was done before the stop is done: only the page that was under way comes again.
@@ -501,6 +551,170 @@ async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
         0,
         "live publishing did not notice"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_was_killed_goes_on_and_publishes_everything_in_order() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (mut replay, id) = place.replay(&elsewhere).await;
+    replay.kill().await.expect("killed");
+    let go_on = ["replay", "--continue", &id, "--reason", "a test"];
+    let (code, said) = place.refused(&go_on).await;
+    assert!(code == Some(1) && said.contains("is running"), "nobody knows yet that it is gone: {said}");
+    place.nobody_has_seen_the_replays().await;
+    assert_eq!(place.json(&["replay", "list"]).await[0]["alive"], false);
+    place.relay(&go_on).await;
+    let repeats = compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+    assert!(repeats <= 40, "{repeats} events came again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_go_on_with_a_replay_at_once_one_does_and_the_other_is_refused() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-INT").await;
+    ended(replay).await;
+
+    // Both have looked at the replay, and come to the statement that decides at the same time.
+    let mut held = place.pool.begin().await.expect("begin");
+    held.execute("lock table relay_replays in share row exclusive mode").await.expect("held");
+    let go_on = ["replay", "--continue", &id, "--reason", "a test"];
+    let both = [place.start(&go_on), place.start(&go_on)];
+    eventually("both to wait", SOON, async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_locks
+             where relation = 'relay_replays'::regclass and not granted
+               and database = (select oid from pg_database where datname = current_database())",
+        )
+        .fetch_one(&place.pool)
+        .await
+        .ok()?;
+        (waiting == 2).then_some(())
+    })
+    .await;
+    held.commit().await.expect("let go");
+    let [one, other] = both;
+    let (one, other) = tokio::join!(ended(one), ended(other));
+    let refused = if one.0 == Some(0) { &other } else { &one };
+    assert_eq!([one.0, other.0].iter().filter(|code| **code == Some(0)).count(), 1, "{one:?} {other:?}");
+    assert!(refused.0 == Some(1) && refused.1.contains("is running"), "{refused:?}");
+    let repeats = compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+    assert!(repeats <= 40, "{repeats} events came again");
+    let changes = place.json(&["changes"]).await;
+    assert_eq!(changes.to_string().matches("replay --continue").count(), 1, "{changes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_slept_while_another_process_went_on_stops_and_changes_nothing() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-STOP").await;
+    place.nobody_has_seen_the_replays().await;
+    place.relay(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    let done = place.json(&["replay", "list"]).await;
+    assert_eq!((&done[0]["state"], &done[0]["published"]), (&"done".into(), &200.into()));
+
+    signal(&replay, "-CONT").await;
+    let (code, said) = ended(replay).await;
+    assert!(code == Some(1) && said.contains("another process goes on"), "{said}");
+    assert_eq!(place.json(&["replay", "list"]).await, done);
+    compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_waits_for_kafka_shows_all_the_time_that_it_runs() {
+    let place = Place::new(1).await;
+    let relay = place.publisher().await;
+    place.commit(Uuid::now_v7(), 1, "{}").await;
+    settled(&place.pool, SOON).await;
+    let away = ["--kafka-brokers", "127.0.0.1:1", "--timeout", "600", "--reason", "a test"];
+    let _replay = place.start(&[&["replay", "--all"], &away[..]].concat());
+    let alive = async || -> Option<bool> {
+        sqlx::query_scalar("select seen_at > clock_timestamp() - interval '1 minute' from relay_replays")
+            .fetch_optional(&place.pool)
+            .await
+            .ok()?
+    };
+    eventually("the replay to be under way", SOON, async || alive().await).await;
+    place.nobody_has_seen_the_replays().await;
+    assert_eq!(alive().await, Some(false));
+    eventually("a sign of life", SOON, async || alive().await.filter(|alive| *alive)).await;
+    let (code, said) = place.refused(&["replay", "--continue", "1", "--reason", "a test"]).await;
+    assert!(code == Some(1) && said.contains("is running"), "{said}");
+    drop(relay);
+}
+
+/// What live events wait, commit to acknowledgement: the relay's own mean over so many of them, seconds.
+async fn live_delay(place: &Place, relay: &Server, events: u64) -> f64 {
+    let read = async || -> Option<(f64, f64)> {
+        let page = reqwest::get(format!("{}/metrics", relay.url())).await.ok()?.text().await.ok()?;
+        let value = |name: &str| {
+            let line = page.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<f64>().ok()
+        };
+        Some((value("outbox_commit_to_ack_seconds_sum")?, value("outbox_commit_to_ack_seconds_count")?))
+    };
+    let before = read().await.expect("metrics");
+    for _ in 0..events {
+        place.commit(Uuid::now_v7(), 1, "{}").await;
+        let ring = sqlx::query("select pg_notify($1, '')").bind(events::OUTBOX_CHANNEL);
+        ring.execute(&place.pool).await.expect("rung");
+    }
+    let (sum, count) = eventually("the live events to be acknowledged", SOON, async || {
+        let now = read().await?;
+        (now.1 - before.1 >= events as f64).then_some((now.0 - before.0, now.1 - before.1))
+    })
+    .await;
+    sum / count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_events_hardly_wait_longer_while_old_ones_are_replayed() {
+    /// The smaller of the two is never much larger by chance.
+    const ROUNDS: usize = 3;
+    const LIVE: u64 = 200;
+    let place = Place::new(3).await;
+    let elsewhere = Topic::create(3).await;
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
+         from generate_series(1, 60000)",
+    )
+    .execute(&place.pool)
+    .await
+    .expect("events of the past");
+    let relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    live_delay(&place, &relay, LIVE).await;
+
+    let (mut without, mut with) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..ROUNDS {
+        without = without.min(live_delay(&place, &relay, LIVE).await);
+        let to = ["--to-topic", elsewhere.name(), "--reason", "a test"];
+        let mut replay = place.start(&[&["replay", "--to", "60000"], &to[..]].concat());
+        let before = Instant::now();
+        eventually("the replay to be under way", SOON, async || {
+            let published: i64 =
+                sqlx::query_scalar("select published from relay_replays where state = 'running'")
+                    .fetch_optional(&place.pool)
+                    .await
+                    .ok()??;
+            (published > 0).then_some(())
+        })
+        .await;
+        with = with.min(live_delay(&place, &relay, LIVE).await);
+        assert!(replay.try_wait().expect("asked").is_none(), "it ran all the while: {:?}", before.elapsed());
+        signal(&replay, "-INT").await;
+        ended(replay).await;
+    }
+    eprintln!("commit to acknowledgement: {without} s alone, {with} s beside a replay");
+    assert!(with < 5.0 * without, "{with} s beside a replay, {without} s without");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -532,14 +746,19 @@ async fn a_replay_takes_what_its_filters_mean_and_nothing_that_was_not_published
         .await
         .expect("a number");
 
+    // What is meant has to be said, and why.
+    assert_eq!(place.refused(&["replay", "--reason", "a test"]).await.0, Some(2));
+    let (code, said) = place.refused(&["replay", "--all"]).await;
+    assert!(code == Some(2) && said.contains("--reason"), "{said}");
     let (ones, seq) = (one.to_string(), seq.to_string());
-    let cases: [(&[&str], [&[i32]; 3]); 6] = [
+    let cases: [(&[&str], [&[i32]; 3]); 7] = [
         (&["--order", &ones], [&[1, 2, 3], &[], &[]]),
         (&["--type", "order.cancelled.v1"], [&[3], &[3], &[]]),
         (&["--from", "2026-01-03T00:00:00Z"], [&[2, 3], &[2, 3], &[]]),
         (&["--from", "1", "--to", "2026-01-02T12:00:00Z"], [&[1], &[1], &[1]]),
         (&["--from", &seq, "--to", &seq], [&[2], &[], &[]]),
         (&["--from", "1"], [&[1, 2, 3], &[1, 2, 3], &[1]]),
+        (&["--all"], [&[1, 2, 3], &[1, 2, 3], &[1]]),
     ];
     let mut before = 0;
     for (filter, expected) in cases {

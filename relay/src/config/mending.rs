@@ -216,11 +216,13 @@ pub enum ReplayAction {
     List,
 }
 
-/// Settings of `relay replay`.
+/// Settings of `relay replay`. What is meant has to be said: all there is would flood the live topic.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true)
+    .args(["from", "to", "orders", "kinds", "all", "resumed", "action"]))]
 pub struct ReplayArgs {
     /// `list` lists the replays there were; left out, events are replayed.
-    #[arg(conflicts_with_all = ["from", "to", "orders", "kinds", "to_topic", "resumed", "dry_run"])]
+    #[arg(conflicts_with_all = ["from", "to", "orders", "kinds", "all", "to_topic", "resumed", "dry_run"])]
     pub action: Option<ReplayAction>,
     /// From this number of the outbox, or this time (RFC 3339), inclusive.
     #[arg(long, value_name = "SEQ|TIME")]
@@ -234,11 +236,14 @@ pub struct ReplayArgs {
     /// Only events of these types, for example order.created.v1.
     #[arg(long = "type", value_name = "TYPE", num_args = 1..)]
     pub kinds: Vec<String>,
+    /// Everything that is published and still in the outbox.
+    #[arg(long, conflicts_with_all = ["from", "to", "orders", "kinds"])]
+    pub all: bool,
     /// Publish to this topic instead of KAFKA_TOPIC.
     #[arg(long, value_name = "TOPIC")]
     pub to_topic: Option<String>,
     /// Go on with a replay that was stopped.
-    #[arg(long = "continue", value_name = "ID", conflicts_with_all = ["from", "to", "orders", "kinds", "to_topic"])]
+    #[arg(long = "continue", value_name = "ID", conflicts_with_all = ["from", "to", "orders", "kinds", "all", "to_topic"])]
     pub resumed: Option<i64>,
     /// Events a second, at most.
     #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
