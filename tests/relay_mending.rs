@@ -348,10 +348,11 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
     for version in 2..=4 {
         place.commit(order, version, "{}").await;
     }
-    let _relay = place.publisher().await;
+    let relay = place.publisher().await;
     settled(&place.pool, SOON).await;
     place.parked(&[1, 2, 3, 4]).await;
-    sqlx::query("delete from outbox").execute(&place.pool).await.expect("retention");
+    let removed = "create table kept as select * from outbox; delete from outbox";
+    place.pool.execute(removed).await.expect("retention");
     place.allow_large_messages().await;
 
     // An event takes the earlier ones of its order along, and leaves the later ones.
@@ -359,13 +360,27 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
         .fetch_one(&place.pool)
         .await
         .expect("an event");
-    place.relay(&["dead", "retry", "--event", &third.to_string()]).await;
+    place.relay(&["pause", "--reason", "a test"]).await;
+    says_paused(&relay, "a test").await;
+    place.relay(&["dead", "retry", "--event", &third.to_string(), "--reason", "a test"]).await;
+    let list = place.json(&["dead", "list"]).await;
+    let counted =
+        |group: &Value| (group["cause"].clone(), group["events"].clone(), group["retrying"].clone());
+    let groups: Vec<_> = list["groups"].as_array().expect("groups").iter().map(counted).collect();
+    let group = |cause: &str, events: i64, retrying: i64| (cause.into(), events.into(), retrying.into());
+    assert_eq!(groups, [group("behind", 3, 2), group("refused", 1, 1)], "the fourth is not asked for");
+    place.relay(&["resume"]).await;
     place.nothing_is_retried().await;
     place.parked(&[4]).await;
     place.relay(&["dead", "retry", "--all", "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 2, 3, 4]);
     assert_eq!(place.dead().await, []);
+    // What lies on the topic is, byte for byte, what was once in the outbox. Its numbers are settled, so
+    // that nothing is published by putting it back.
+    let put_back = "insert into outbox overriding system value select * from kept";
+    place.pool.execute(put_back).await.expect("put back");
+    assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
