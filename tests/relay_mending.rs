@@ -816,7 +816,13 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
         }
         other => panic!("Kafka is away: {other:?}"),
     }
+    let (code, away) = place.printed(&["once", "--timeout", "1", "--kafka-brokers", "127.0.0.1:1"]).await;
+    assert_eq!((code, &away["published"]), (Some(4), &0.into()));
+    assert!(away["reason"].as_str().is_some_and(|why| why.contains("Kafka")), "{away}");
 
+    let (code, done) = place.printed(&["once"]).await;
+    assert_eq!(code, Some(0));
+    assert_eq!(done, json!({"published": 4000, "dead": 0, "holder": null, "reason": null}));
     let said = place.relay(&["once"]).await;
     assert!(said.contains("everything that was there is published"), "{said}");
     assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
@@ -824,6 +830,9 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
     place.relay(&["pause", "--reason", "not now"]).await;
     let (code, said) = place.refused(&["once"]).await;
     assert!(code == Some(1) && said.contains("not now"), "{said}");
+    let (code, paused) = place.printed(&["once"]).await;
+    assert_eq!((code, &paused["published"]), (Some(1), &0.into()));
+    assert!(paused["reason"].as_str().is_some_and(|why| why.contains("not now")), "{paused}");
     place.relay(&["resume"]).await;
 
     let _relay = place.publisher().await;
@@ -836,4 +845,6 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
     .await;
     let (code, said) = place.refused(&["once"]).await;
     assert!(code == Some(1) && said.contains(&holder), "{said}");
+    let (code, other) = place.printed(&["once"]).await;
+    assert_eq!((code, &other["holder"]), (Some(1), &holder.into()), "{other}");
 }

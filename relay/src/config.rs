@@ -76,7 +76,7 @@ pub enum Command {
     Topic(TopicCommand),
     /// Publish everything there is now, and exit: 0 when done, 1 when somebody else publishes, 4 when
     /// PostgreSQL or Kafka is away.
-    #[command(after_help = "Example:\n  relay once --timeout 60")]
+    #[command(after_help = "Example:\n  relay once --timeout 60\n  relay once --json | jq .published")]
     Once(Box<OnceArgs>),
     /// Have the publisher stand still; it keeps its lease.
     #[command(after_help = "Example:\n  relay pause --reason 'Kafka is upgraded until 18:00'")]

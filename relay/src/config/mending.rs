@@ -190,6 +190,9 @@ pub struct OnceArgs {
     /// Seconds after which another publisher takes over if this one is killed.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
