@@ -276,6 +276,25 @@ async fn a_paused_publisher_stands_still_and_so_does_its_successor_until_it_is_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_paused_before_its_first_relay_begins_paused() {
+    let place = Place::new(1).await;
+    place.commit(Uuid::now_v7(), 1, "{}").await;
+    let (code, said) = place.refused(&["pause", "--sink", "kafak", "--reason", "a typing error"]).await;
+    assert!(code == Some(1) && said.contains("--sink"), "{said}");
+    let paused = place.json(&["pause", "--reason", "not before Monday"]).await;
+    assert_eq!((&paused["paused"], &paused["wasPaused"]), (&true.into(), &false.into()));
+    let relay = place.publisher().await;
+    says_paused(&relay, "not before Monday").await;
+    prolonged(&place.pool).await;
+    assert_eq!(place.topic.read().await.len(), 0, "nothing is published");
+    place.relay(&["resume"]).await;
+    settled(&place.pool, SOON).await;
+    let sinks: i64 =
+        sqlx::query_scalar("select count(*) from relay_sinks").fetch_one(&place.pool).await.expect("counted");
+    assert_eq!(sinks, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_others_flow() {
     let place = Place::new(3).await;
     let big = Uuid::now_v7();
