@@ -157,6 +157,7 @@ async fn status_tells_who_publishes_what_waits_and_who_holds_a_hole() {
     let holder = status["holder"].as_str().expect("somebody");
     assert!(holder.starts_with(&format!("relay-{}-", relay.process().id())), "{holder}");
     assert!(status["leaseSeconds"].as_f64().is_some_and(|left| left > 0.0 && left <= 2.0), "{status}");
+    assert_eq!(status["circuit"], json!({"open": false, "reason": null, "since": null}));
     assert_eq!(status["pending"], json!({"events": 0, "exact": true}));
     assert_eq!((&status["oldestPendingSeconds"], &status["holes"]["numbers"]), (&Value::Null, &json!(0)));
 
@@ -244,6 +245,14 @@ async fn status_tells_from_anywhere_that_kafka_is_away_and_that_it_is_back() {
     .await;
     assert!(status["trouble"]["reason"].as_str().is_some_and(|why| why.starts_with("Kafka")), "{status}");
     assert!(status["trouble"]["since"].is_string());
+    let circuit = &status["circuit"];
+    assert_eq!(circuit["open"], true, "{status}");
+    assert_eq!(
+        (&circuit["reason"], &circuit["since"]),
+        (&status["trouble"]["reason"], &status["trouble"]["since"])
+    );
+    let shown = text(&at.relay(&["status"]).await);
+    assert!(shown.contains("circuit       open since ") && shown.contains("Kafka: "), "{shown}");
     let why = at.explain(waits).await;
     assert!(why["reason"].as_str().is_some_and(|why| why.contains("Kafka")), "{why}");
 
@@ -251,9 +260,12 @@ async fn status_tells_from_anywhere_that_kafka_is_away_and_that_it_is_back() {
     settled(&pool, SOON).await;
     eventually("the trouble to be over", SOON, async || {
         let status = at.status().await;
-        (status["doing"] == "publishing" && status["trouble"].is_null()).then_some(())
+        (status["doing"] == "publishing" && status["trouble"].is_null() && status["circuit"]["open"] == false)
+            .then_some(())
     })
     .await;
+    let shown = text(&at.relay(&["status"]).await);
+    assert!(shown.contains("circuit       closed"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
