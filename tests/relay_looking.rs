@@ -426,6 +426,35 @@ async fn explain_says_why_an_event_is_not_further_at_each_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn explain_finds_what_was_published_before_partitions_were_added() {
+    let database = Database::create().await;
+    let topic = Topic::create(1).await;
+    let pool = database.pool().await;
+    let at = at(&database, &topic);
+    // Five of six keys lead to another partition afterwards.
+    let mut ids = Vec::new();
+    for _ in 0..8 {
+        ids.push(event(&pool, Uuid::now_v7(), 1, "{}").await);
+    }
+    let mut relay = publisher(&at).await;
+    settled(&pool, SOON).await;
+    relay.terminate().await.expect("ends");
+    let add = ["topic", "apply", "--partitions", "6", "--yes-move-orders", "--by", "ada"];
+    assert_eq!(at.relay(&add).await.status.code(), Some(0));
+    for id in ids {
+        let life = at.explain(id).await;
+        assert!(life["reason"].as_str().is_some_and(|why| why.starts_with("published; ")), "{life:#}");
+        let place = life["steps"][1]["detail"].as_str().expect("a place");
+        assert!(place.starts_with("partition 0, "), "{life:#}");
+    }
+    // What is in none of them is told as before.
+    let lost = event(&pool, Uuid::now_v7(), 1, "{}").await;
+    run(&pool, "update relay_sinks set published = published + int8multirange(int8range(1, 1000))").await;
+    let life = at.explain(lost).await;
+    assert!(life["reason"].as_str().is_some_and(|why| why.contains("not on the topic")), "{life:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn explain_tells_the_words_of_the_mail_server_without_the_address() {
     let database = Database::create().await;
     let topic = Topic::create(1).await;
