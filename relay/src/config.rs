@@ -72,7 +72,10 @@ pub enum Command {
     )]
     Doctor(Box<DoctorArgs>),
     /// The topic of the order events.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  relay topic apply --partitions 12 --replication 3 --retention 14d"
+    )]
     Topic(TopicCommand),
     /// Publish everything there is now, and exit: 0 when done, 1 when somebody else publishes, 4 when
     /// PostgreSQL or Kafka is away.
@@ -85,11 +88,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  relay resume")]
     Resume(ResumeArgs),
     /// Look at dead letters, retry or discard them.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay dead list")]
     Dead(DeadCommand),
     /// Look at the events that `notify`, or another consumer with its inbox in this database, has taken
     /// aside, and have them handled again.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay inbox list --consumer notify")]
     Inbox(InboxCommand),
     /// Publish once more what was published before, with the original ids and a header `replayed: true`.
     #[command(
@@ -100,10 +103,10 @@ pub enum Command {
     #[command(after_help = "Example:\n  relay changes --limit 10 --json")]
     Changes(ChangesArgs),
     /// Look at e-mails, and settle what the relay cannot.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay mail list --state failed")]
     Mail(MailCommand),
     /// Look at the settings.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay config check")]
     Config(ConfigCommand),
     /// Look at an outbox table of another program and print the migration and the settings that make it
     /// this relay's. Changes nothing.
