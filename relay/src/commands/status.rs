@@ -164,7 +164,7 @@ async fn status(pool: &PgPool, before: &Look, now: &Look) -> Result<Status, Comm
             OUTBOX => Some(status::backlog(pool, &sink.sink).await?),
             source => foreign::backlog(pool, &sink.sink, source).await?,
         };
-        let holes = backlog.as_ref().is_some_and(|backlog| backlog.holes > 0);
+        let holes = backlog.as_ref().is_some_and(|backlog| backlog.holes() > 0);
         let writers = if holes { status::writers(pool, &sink.source).await? } else { Vec::new() };
         let dead = status::dead(pool, &sink.sink).await?;
         let rate = Rate {
@@ -209,7 +209,7 @@ fn sink_status(
             .and_then(|backlog| backlog.oldest)
             .map(|oldest| seconds(oldest, sink.now)),
         rate,
-        holes: backlog.map(|backlog| Holes { numbers: backlog.holes, writers }),
+        holes: backlog.map(|backlog| Holes { numbers: backlog.holes(), writers }),
         dead,
         paused,
         circuit: Circuit::of(trouble.as_ref()),
