@@ -253,7 +253,14 @@ async fn a_table_of_debezium_is_taken_over_from_now_on_and_its_application_is_no
     let insert = sqlx::query(INSERT).bind(late).bind("purchase").bind("p-late").bind("Late").bind("{}");
     insert.execute(&mut *open).await.expect("the event is written");
     before.insert(world.commit("shipment", "p-2", Some("{}")).await);
-    world.apply(&world.adopt(&[&headers[..], &["--start-now"]].concat()).await.expect("a statement")).await;
+    world
+        .apply(
+            &world
+                .adopt(&[&headers[..], &["--start-now", "--reason", "Debezium ends"]].concat())
+                .await
+                .expect("a statement"),
+        )
+        .await;
 
     let mut relay = world.relay(&script);
     relay.ready(SOON).await.expect("ready");
@@ -279,11 +286,12 @@ async fn a_table_of_debezium_is_taken_over_from_now_on_and_its_application_is_no
     let of = |id: Uuid| messages.iter().find(|message| message.header("id") == Some(&id.to_string()));
     assert!(of(late).is_some(), "what was open is published");
     assert!(of(nothing).is_some_and(|message| message.value.is_none()), "no payload is a tombstone");
-    let recorded: String = sqlx::query_scalar("select details ->> 'sink' from relay_changes")
-        .fetch_one(&world.pool)
-        .await
-        .expect("the start is recorded once");
-    assert_eq!(recorded, "outboxevent");
+    let recorded: (String, String, String) =
+        sqlx::query_as("select changed_by, reason, details ->> 'sink' from relay_changes")
+            .fetch_one(&world.pool)
+            .await
+            .expect("the start is recorded once");
+    assert_eq!(recorded, ("demo".to_owned(), "Debezium ends".to_owned(), "outboxevent".to_owned()));
     relay.terminate().await.expect("ends with exit code 0");
 }
 
@@ -462,7 +470,16 @@ async fn the_migration_for_a_big_table_leaves_old_rows_alone_and_the_application
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_cannot_be_adopted_is_refused_with_the_reason_and_nothing_is_changed() {
     let world = World::create(&[]).await;
-    assert!(world.adopt_refused(&["--start-now"]).await.contains("wrong: there is no column `seq` yet"));
+    assert!(
+        world
+            .adopt_refused(&["--start-now", "--reason", "a test"])
+            .await
+            .contains("wrong: there is no column `seq` yet")
+    );
+    let Err(ProcessError::Ended { status, log, .. }) = world.adopt(&["--start-now"]).await else {
+        panic!("it needs a reason")
+    };
+    assert!(status.code() == Some(2) && log.contains("--reason"), "{log}");
     let unknown = world.adopt_refused(&["--outbox-headers", "traceid:traceparent"]).await;
     assert!(unknown.contains("no column `traceid`"), "{unknown}");
 
@@ -591,7 +608,7 @@ async fn dead_letters_of_an_adopted_table_are_shown_retried_and_discarded_from_t
     let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "8388608");
     let done = admin.alter_configs([&change], &AdminOptions::new()).await.expect("Kafka answers");
     assert!(done.iter().all(Result::is_ok), "{done:?}");
-    world.operate(&["dead", "retry", "--all"], &script).await.expect("asked");
+    world.operate(&["dead", "retry", "--all", "--reason", "a test"], &script).await.expect("asked");
     world.nothing_is_retried().await;
     let third = world.commit("purchase", "big", Some("[3]")).await;
     world.settled().await;
@@ -626,7 +643,17 @@ async fn dead_letters_of_an_adopted_table_are_shown_retried_and_discarded_from_t
 async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
     let world = World::create(&["purchase"]).await;
     let script = world.adopt(&["--outbox-headers", "type:eventType"]).await.expect("a migration");
+    // No mail server and no topic of orders here: what doctor says of the table is one line among others.
+    let doctor =
+        async |settings: &str| match world.operate(&["doctor", "--sink", "outboxevent"], settings).await {
+            Err(ProcessError::Ended { log, .. }) => log,
+            other => panic!("something is wrong here: {other:?}"),
+        };
+    let said = doctor(&script).await;
+    assert!(said.contains("ERROR    outbox table") && said.contains("no column `seq`"), "{said}");
     world.apply(&script).await;
+    let said = doctor(&script).await;
+    assert!(said.contains("ok       outbox table"), "{said}");
     // Nine events of the orders are pending, and none of them is this sink's.
     let orders = "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
                   select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
@@ -668,13 +695,18 @@ async fn what_an_operator_sees_and_does_of_an_adopted_table_is_of_that_table() {
     world.settled().await;
     relay.terminate().await.expect("ends with exit code 0");
 
-    for command in [&["audit"][..], &["replay", "--dry-run"], &["explain", "1"]] {
+    for command in [&["audit"][..], &["replay", "--all", "--dry-run"], &["explain", "1"]] {
         let Err(ProcessError::Ended { status, log, .. }) = world.operate(command, &script).await else {
             panic!("{command:?} knows the orders only")
         };
         assert!(status.code() == Some(2) && log.contains("public.outboxevent"), "{command:?}: {log}");
     }
+    // The sink's own row tells which table it is.
+    let said = doctor("").await;
+    assert!(said.contains("ok       outbox table"), "{said}");
     world.pool.execute("drop table outboxevent").await.expect("dropped");
+    let said = doctor("").await;
+    assert!(said.contains("ERROR    outbox table") && said.contains("no such table"), "{said}");
     let status = world.json(&["status"], &script).await;
     assert_eq!(status["sinks"][0]["pending"], Value::Null, "what is not known is not shown as a number");
 }

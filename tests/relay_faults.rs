@@ -295,8 +295,8 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
     let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let everybody = "User:ANONYMOUS";
-    let on_topic = ["--add", "--topic", topic.name(), "--allow-principal", everybody, "--operation"];
-    kafka.rights(&[&on_topic[..], &["Read", "--operation", "Describe"]].concat()).await.expect("may be read");
+    let read = ["--add", "--allow-principal", everybody, "--operation", "Read", "--operation", "Describe"];
+    kafka.rights(topic.name(), &read).await.expect("may be read");
     backlog(&pool, 100, 3).await;
     let mut relay = publisher(database.url(), &topic, &[]);
     says(&relay, "authorization failed").await;
@@ -305,7 +305,8 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
     says(&relay, "authorization failed").await;
     nothing_is_parked(&pool).await;
     gauge(&relay, CIRCUIT, 1).await;
-    kafka.rights(&[&on_topic[..], &["Write"]].concat()).await.expect("may be written to");
+    let write = ["--add", "--allow-principal", everybody, "--operation", "Write"];
+    kafka.rights(topic.name(), &write).await.expect("may be written to");
     settled(&pool, SOON).await;
     recovered(&mut relay).await;
     gauge(&relay, CIRCUIT, 0).await;
@@ -326,17 +327,15 @@ async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     // Who may write to no topic and has no right of its own to be idempotent gets no producer id, and
     // librdkafka takes that for fatal.
-    let nobody = ["--deny-principal", "User:ANONYMOUS", "--force", "--operation"];
-    let no_topic = [&["--topic", "*"], &nobody[..], &["Write"]].concat();
-    let no_producer = [&["--cluster"], &nobody[..], &["IdempotentWrite"]].concat();
-    for place in [&["--topic", "*"][..], &["--cluster"]] {
-        // Where there is a rule, what no rule allows is denied, to the broker itself too.
-        let rest = ["--add", "--allow-principal", "User:ANONYMOUS", "--operation", "All"];
-        kafka.rights(&[place, &rest].concat()).await.expect("allowed");
-    }
-    for rule in [&no_topic, &no_producer] {
-        kafka.rights(&[&["--add"], &rule[..]].concat()).await.expect("denied");
-    }
+    let everybody = "User:ANONYMOUS";
+    // Where there is a rule, what no rule allows is denied, to the broker itself too.
+    let all = ["--add", "--allow-principal", everybody, "--operation", "All"];
+    kafka.rights("*", &all).await.expect("allowed");
+    kafka.cluster_rights(&all).await.expect("allowed");
+    let deny =
+        |change, operation| [change, "--force", "--deny-principal", everybody, "--operation", operation];
+    kafka.rights("*", &deny("--add", "Write")).await.expect("denied");
+    kafka.cluster_rights(&deny("--add", "IdempotentWrite")).await.expect("denied");
     backlog(&pool, 100, 3).await;
     let mut relay = publisher(database.url(), &topic, &[("RELAY_LEASE_SECONDS", "3")]);
     says(&relay, "uthorization").await;
@@ -345,9 +344,8 @@ async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may
     stays_in_trouble(&relay, Duration::from_secs(12)).await;
     assert_eq!(epoch_and_holder(&pool).await, Some(before), "the lease went away meanwhile");
     gauge(&relay, CIRCUIT, 1).await;
-    for rule in [&no_topic, &no_producer] {
-        kafka.rights(&[&["--remove"], &rule[..]].concat()).await.expect("allowed");
-    }
+    kafka.rights("*", &deny("--remove", "Write")).await.expect("allowed");
+    kafka.cluster_rights(&deny("--remove", "IdempotentWrite")).await.expect("allowed");
     settled(&pool, SOON).await;
     recovered(&mut relay).await;
     gauge(&relay, CIRCUIT, 0).await;

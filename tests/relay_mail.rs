@@ -375,9 +375,12 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
     assert!(show.contains("b…@example.com") && !show.contains("bob@example.com"), "{show}");
 
     // Only what is unknown is resolved, only what has not been sent is retried, and nothing by halves.
-    relay_mail(&database, &["resolve", &ada.to_string(), "--sent"]).await.expect_err("it is sent");
+    let why = ["--reason", "a test"];
+    relay_mail(&database, &[&["resolve", &ada.to_string(), "--sent"], &why[..]].concat())
+        .await
+        .expect_err("it is sent");
     let both = ["retry", &bob.to_string(), &ada.to_string()];
-    relay_mail(&database, &both).await.expect_err("one of them is sent");
+    relay_mail(&database, &[&both[..], &why].concat()).await.expect_err("one of them is sent");
     assert_eq!(mail(&pool, bob).await.0, "failed");
 
     for recipient in ["bob@example.com", "cyd@example.com"] {
@@ -443,7 +446,9 @@ async fn addresses_are_erased_a_while_after_the_mail_is_done_with() {
     })
     .await;
     assert_eq!(mail(&pool, failed).await.2.as_deref(), Some("erased"));
-    relay_mail(&database, &["retry", &failed.to_string()]).await.expect_err("nobody to send it to");
+    relay_mail(&database, &["retry", &failed.to_string(), "--reason", "a test"])
+        .await
+        .expect_err("nobody to send it to");
     // The schema holds it: what is to be sent has somewhere to go.
     let pending = "update notifications set recipient = null, erased_at = now() where notification_id = $1";
     sqlx::query(pending).bind(waiting).execute(&pool).await.expect_err("refused");

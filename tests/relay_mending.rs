@@ -6,8 +6,8 @@ mod outbox;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use demo::process::ProcessError;
 use demo::programs::Server;
@@ -19,8 +19,9 @@ use outbox::{compare, compare_with, settled};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use serde_json::{Value, json};
+use sqlx::{Executor, PgConnection, PgPool};
+use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 const NO_MAIL: &str = "smtp://127.0.0.1:1";
@@ -68,6 +69,65 @@ impl Place {
 
     async fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.relay(&[args, &["--json"]].concat()).await).expect("JSON")
+    }
+
+    /// Starts a command and does not wait for it.
+    fn start(&self, args: &[&str]) -> Child {
+        Command::new(program())
+            .args(args)
+            .envs(self.settings())
+            .env("RELAY_OPERATOR", "ada")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the command starts")
+    }
+
+    /// Runs a command with `--json`; gives its exit code and what it printed, what it said beside it left out.
+    async fn printed(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let command = Command::new(program())
+            .args(args)
+            .arg("--json")
+            .envs(self.settings())
+            .env("RELAY_OPERATOR", "ada")
+            .output()
+            .await
+            .expect("the command starts");
+        let printed = serde_json::from_slice(&command.stdout);
+        (command.status.code(), printed.unwrap_or_else(|error| panic!("{args:?} gave no JSON: {error}")))
+    }
+
+    /// Publishes ten versions of each of twenty orders, and starts a replay of them to `elsewhere`, forty a
+    /// second; gives it when it is in the middle, with its id.
+    async fn replay(&self, elsewhere: &Topic) -> (Child, String) {
+        let orders: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(20).collect();
+        for version in 1..=10 {
+            for order in &orders {
+                self.commit(*order, version, "{}").await;
+            }
+        }
+        settled(&self.pool, SOON).await;
+        let to = ["--to-topic", elsewhere.name(), "--rate", "40", "--reason", "a test"];
+        let replay = self.start(&[&["replay", "--all"], &to[..]].concat());
+        let id = eventually("the replay to be under way", SOON, async || {
+            let (id, published): (i64, i64) =
+                sqlx::query_as("select replay_id, published from relay_replays")
+                    .fetch_optional(&self.pool)
+                    .await
+                    .ok()??;
+            (published > 80).then_some(id)
+        })
+        .await;
+        (replay, id.to_string())
+    }
+
+    /// As if nothing had been seen of the replays for ten minutes.
+    async fn nobody_has_seen_the_replays(&self) {
+        sqlx::query("update relay_replays set seen_at = seen_at - interval '10 minutes'")
+            .execute(&self.pool)
+            .await
+            .expect("time passes");
     }
 
     /// Runs a command that has to fail, and gives its exit code and what it says.
@@ -140,6 +200,18 @@ fn versions(messages: &[Message], order: Uuid) -> Vec<i32> {
         .collect()
 }
 
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args([name, &pid]).status().await.expect("kill");
+    assert!(sent.success());
+}
+
+/// Waits for the end of a command that was started; gives its exit code and what it said.
+async fn ended(child: Child) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = child.wait_with_output().await.expect("ended");
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
 async fn page(relay: &Server) -> Option<(u16, Value)> {
     let answer = reqwest::get(format!("{}/readyz", relay.url())).await.ok()?;
     Some((answer.status().as_u16(), answer.json().await.ok()?))
@@ -204,6 +276,25 @@ async fn a_paused_publisher_stands_still_and_so_does_its_successor_until_it_is_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_paused_before_its_first_relay_begins_paused() {
+    let place = Place::new(1).await;
+    place.commit(Uuid::now_v7(), 1, "{}").await;
+    let (code, said) = place.refused(&["pause", "--sink", "kafak", "--reason", "a typing error"]).await;
+    assert!(code == Some(1) && said.contains("--sink"), "{said}");
+    let paused = place.json(&["pause", "--reason", "not before Monday"]).await;
+    assert_eq!((&paused["paused"], &paused["wasPaused"]), (&true.into(), &false.into()));
+    let relay = place.publisher().await;
+    says_paused(&relay, "not before Monday").await;
+    prolonged(&place.pool).await;
+    assert_eq!(place.topic.read().await.len(), 0, "nothing is published");
+    place.relay(&["resume"]).await;
+    settled(&place.pool, SOON).await;
+    let sinks: i64 =
+        sqlx::query_scalar("select count(*) from relay_sinks").fetch_one(&place.pool).await.expect("counted");
+    assert_eq!(sinks, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_others_flow() {
     let place = Place::new(3).await;
     let big = Uuid::now_v7();
@@ -231,7 +322,12 @@ async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_ot
     assert_eq!(asked, 0);
 
     // Kafka would still refuse it: it is parked again, and everything of its order behind it.
-    place.relay(&["dead", "retry", "--order", &order, "--by", "ada"]).await;
+    assert_eq!(
+        place.refused(&["dead", "retry", "--order", &order]).await.0,
+        Some(2),
+        "a retry needs a reason"
+    );
+    place.relay(&["dead", "retry", "--order", &order, "--by", "ada", "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     place.commit(big, 4, "{}").await;
     settled(&place.pool, SOON).await;
@@ -248,7 +344,9 @@ async fn a_dead_letter_that_is_retried_completes_its_order_in_order_while_all_ot
     );
 
     place.allow_large_messages().await;
-    place.relay(&["dead", "retry", "--cause", "MessageSizeTooLarge", "--by", "ada"]).await;
+    place
+        .relay(&["dead", "retry", "--cause", "MessageSizeTooLarge", "--by", "ada", "--reason", "a test"])
+        .await;
     place.commit(big, 5, "{}").await;
     place.nothing_is_retried().await;
     place.commit(big, 6, "{}").await;
@@ -269,10 +367,11 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
     for version in 2..=4 {
         place.commit(order, version, "{}").await;
     }
-    let _relay = place.publisher().await;
+    let relay = place.publisher().await;
     settled(&place.pool, SOON).await;
     place.parked(&[1, 2, 3, 4]).await;
-    sqlx::query("delete from outbox").execute(&place.pool).await.expect("retention");
+    let removed = "create table kept as select * from outbox; delete from outbox";
+    place.pool.execute(removed).await.expect("retention");
     place.allow_large_messages().await;
 
     // An event takes the earlier ones of its order along, and leaves the later ones.
@@ -280,13 +379,27 @@ async fn a_dead_letter_that_is_in_no_outbox_any_more_is_published_from_its_copy(
         .fetch_one(&place.pool)
         .await
         .expect("an event");
-    place.relay(&["dead", "retry", "--event", &third.to_string()]).await;
+    place.relay(&["pause", "--reason", "a test"]).await;
+    says_paused(&relay, "a test").await;
+    place.relay(&["dead", "retry", "--event", &third.to_string(), "--reason", "a test"]).await;
+    let list = place.json(&["dead", "list"]).await;
+    let counted =
+        |group: &Value| (group["cause"].clone(), group["events"].clone(), group["retrying"].clone());
+    let groups: Vec<_> = list["groups"].as_array().expect("groups").iter().map(counted).collect();
+    let group = |cause: &str, events: i64, retrying: i64| (cause.into(), events.into(), retrying.into());
+    assert_eq!(groups, [group("behind", 3, 2), group("refused", 1, 1)], "the fourth is not asked for");
+    place.relay(&["resume"]).await;
     place.nothing_is_retried().await;
     place.parked(&[4]).await;
-    place.relay(&["dead", "retry", "--all"]).await;
+    place.relay(&["dead", "retry", "--all", "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 2, 3, 4]);
     assert_eq!(place.dead().await, []);
+    // What lies on the topic is, byte for byte, what was once in the outbox. Its numbers are settled, so
+    // that nothing is published by putting it back.
+    let put_back = "insert into outbox overriding system value select * from kept";
+    place.pool.execute(put_back).await.expect("put back");
+    assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,7 +422,7 @@ async fn kills_in_the_middle_of_a_retry_lose_no_dead_letter_keep_their_order_and
     place.parked(&(1..=1500).collect::<Vec<_>>()).await;
     place.allow_large_messages().await;
 
-    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    place.relay(&["dead", "retry", "--order", &order.to_string(), "--reason", "a test"]).await;
     let left = async || -> (i64, i64) {
         sqlx::query_as("select (select count(*) from relay_dead), (select count(*) from relay_retries)")
             .fetch_one(&place.pool)
@@ -364,7 +477,7 @@ async fn a_discarded_event_is_kept_as_a_record_and_its_order_goes_on_with_a_gap(
     .expect("the record");
     assert_eq!((kept.0, kept.1.as_str(), kept.2.as_str(), kept.3.len()), (2, "a test", "ada", OVERSIZED));
 
-    place.relay(&["dead", "retry", "--order", &order.to_string()]).await;
+    place.relay(&["dead", "retry", "--order", &order.to_string(), "--reason", "a test"]).await;
     place.nothing_is_retried().await;
     assert_eq!(versions(&place.topic.read().await, order), [1, 3]);
 
@@ -408,7 +521,8 @@ async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
 
     let count = place.json(&["replay", "--order", &order.to_string(), "--dry-run"]).await;
     assert_eq!((&count["events"], &count["leftOut"]), (&5.into(), &1.into()));
-    let done = place.relay(&["replay", "--order", &order.to_string(), "--by", "ada"]).await;
+    let done =
+        place.relay(&["replay", "--order", &order.to_string(), "--by", "ada", "--reason", "a test"]).await;
     assert!(done.contains("5 events published"), "{done}");
     let messages = place.topic.read().await;
     let marks: Vec<_> = messages.iter().map(|message| message.header("replayed")).collect();
@@ -445,44 +559,22 @@ async fn a_replay_is_marked_and_the_inbox_takes_it_for_the_repeat_that_it_is() {
 async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
     let place = Place::new(1).await;
     let elsewhere = Topic::create(3).await;
-    let orders: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7).take(20).collect();
-    for version in 1..=10 {
-        for order in &orders {
-            place.commit(*order, version, "{}").await;
-        }
-    }
     let _relay = place.publisher().await;
-    settled(&place.pool, SOON).await;
-
-    let mut replay = tokio::process::Command::new(program())
-        .args(["replay", "--from", "1", "--to-topic", elsewhere.name(), "--rate", "40"])
-        .envs(place.settings())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the replay starts");
-    eventually("the replay to be under way", SOON, async || {
-        let position: i64 = sqlx::query_scalar("select published from relay_replays")
-            .fetch_optional(&place.pool)
-            .await
-            .ok()??;
-        (position > 80).then_some(())
-    })
-    .await;
-    let pid = replay.id().expect("it runs").to_string();
-    let sent = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.expect("kill");
-    assert!(sent.success());
-    assert_eq!(replay.wait().await.expect("ended").code(), Some(1));
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-INT").await;
+    assert_eq!(ended(replay).await.0, Some(1));
     let list = place.json(&["replay", "list"]).await;
     assert_eq!(list[0]["state"], "stopped");
-    assert!(list[0]["published"].as_i64().is_some_and(|n| (1..200).contains(&n)), "{list}");
+    let published = list[0]["published"].as_i64().expect("a number");
+    assert!((1..200).contains(&published), "{list}");
 
-    let id = list[0]["id"].to_string();
     let before = elsewhere.read().await.len();
     assert!((1..200).contains(&before), "{before} events before the stop");
-    place.relay(&["replay", "--continue", &id]).await;
-    assert_eq!(place.json(&["replay", "list"]).await[0]["state"], "done");
+    let (code, count) = place.printed(&["replay", "--continue", &id, "--dry-run"]).await;
+    assert_eq!((code, count["events"].as_i64()), (Some(0), Some(200 - published)), "{count}");
+    place.relay(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    let (code, done) = place.printed(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    assert_eq!((code, &done["state"]), (Some(0), &"done".into()), "again changes nothing");
     let messages = elsewhere.read().await;
     assert!(messages.iter().all(|message| message.header("replayed") == Some("true")));
     // What was done before the stop is done: only the page that was under way comes again.
@@ -493,6 +585,170 @@ async fn a_replay_that_was_stopped_goes_on_and_publishes_everything_in_order() {
         0,
         "live publishing did not notice"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_was_killed_goes_on_and_publishes_everything_in_order() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (mut replay, id) = place.replay(&elsewhere).await;
+    replay.kill().await.expect("killed");
+    let go_on = ["replay", "--continue", &id, "--reason", "a test"];
+    let (code, said) = place.refused(&go_on).await;
+    assert!(code == Some(1) && said.contains("is running"), "nobody knows yet that it is gone: {said}");
+    place.nobody_has_seen_the_replays().await;
+    assert_eq!(place.json(&["replay", "list"]).await[0]["alive"], false);
+    place.relay(&go_on).await;
+    let repeats = compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+    assert!(repeats <= 40, "{repeats} events came again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_go_on_with_a_replay_at_once_one_does_and_the_other_is_refused() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-INT").await;
+    ended(replay).await;
+
+    // Both have looked at the replay, and come to the statement that decides at the same time.
+    let mut held = place.pool.begin().await.expect("begin");
+    held.execute("lock table relay_replays in share row exclusive mode").await.expect("held");
+    let go_on = ["replay", "--continue", &id, "--reason", "a test"];
+    let both = [place.start(&go_on), place.start(&go_on)];
+    eventually("both to wait", SOON, async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_locks
+             where relation = 'relay_replays'::regclass and not granted
+               and database = (select oid from pg_database where datname = current_database())",
+        )
+        .fetch_one(&place.pool)
+        .await
+        .ok()?;
+        (waiting == 2).then_some(())
+    })
+    .await;
+    held.commit().await.expect("let go");
+    let [one, other] = both;
+    let (one, other) = tokio::join!(ended(one), ended(other));
+    let refused = if one.0 == Some(0) { &other } else { &one };
+    assert_eq!([one.0, other.0].iter().filter(|code| **code == Some(0)).count(), 1, "{one:?} {other:?}");
+    assert!(refused.0 == Some(1) && refused.1.contains("is running"), "{refused:?}");
+    let repeats = compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+    assert!(repeats <= 40, "{repeats} events came again");
+    let changes = place.json(&["changes"]).await;
+    assert_eq!(changes.to_string().matches("replay --continue").count(), 1, "{changes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_slept_while_another_process_went_on_stops_and_changes_nothing() {
+    let place = Place::new(1).await;
+    let elsewhere = Topic::create(3).await;
+    let _relay = place.publisher().await;
+    let (replay, id) = place.replay(&elsewhere).await;
+    signal(&replay, "-STOP").await;
+    place.nobody_has_seen_the_replays().await;
+    place.relay(&["replay", "--continue", &id, "--reason", "a test"]).await;
+    let done = place.json(&["replay", "list"]).await;
+    assert_eq!((&done[0]["state"], &done[0]["published"]), (&"done".into(), &200.into()));
+
+    signal(&replay, "-CONT").await;
+    let (code, said) = ended(replay).await;
+    assert!(code == Some(1) && said.contains("another process goes on"), "{said}");
+    assert_eq!(place.json(&["replay", "list"]).await, done);
+    compare_with(&place.pool, &elsewhere.read().await, &HashSet::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_waits_for_kafka_shows_all_the_time_that_it_runs() {
+    let place = Place::new(1).await;
+    let relay = place.publisher().await;
+    place.commit(Uuid::now_v7(), 1, "{}").await;
+    settled(&place.pool, SOON).await;
+    let away = ["--kafka-brokers", "127.0.0.1:1", "--timeout", "600", "--reason", "a test"];
+    let _replay = place.start(&[&["replay", "--all"], &away[..]].concat());
+    let alive = async || -> Option<bool> {
+        sqlx::query_scalar("select seen_at > clock_timestamp() - interval '1 minute' from relay_replays")
+            .fetch_optional(&place.pool)
+            .await
+            .ok()?
+    };
+    eventually("the replay to be under way", SOON, async || alive().await).await;
+    place.nobody_has_seen_the_replays().await;
+    assert_eq!(alive().await, Some(false));
+    eventually("a sign of life", SOON, async || alive().await.filter(|alive| *alive)).await;
+    let (code, said) = place.refused(&["replay", "--continue", "1", "--reason", "a test"]).await;
+    assert!(code == Some(1) && said.contains("is running"), "{said}");
+    drop(relay);
+}
+
+/// What live events wait, commit to acknowledgement: the relay's own mean over so many of them, seconds.
+async fn live_delay(place: &Place, relay: &Server, events: u64) -> f64 {
+    let read = async || -> Option<(f64, f64)> {
+        let page = reqwest::get(format!("{}/metrics", relay.url())).await.ok()?.text().await.ok()?;
+        let value = |name: &str| {
+            let line = page.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<f64>().ok()
+        };
+        Some((value("outbox_commit_to_ack_seconds_sum")?, value("outbox_commit_to_ack_seconds_count")?))
+    };
+    let before = read().await.expect("metrics");
+    for _ in 0..events {
+        place.commit(Uuid::now_v7(), 1, "{}").await;
+        let ring = sqlx::query("select pg_notify($1, '')").bind(events::OUTBOX_CHANNEL);
+        ring.execute(&place.pool).await.expect("rung");
+    }
+    let (sum, count) = eventually("the live events to be acknowledged", SOON, async || {
+        let now = read().await?;
+        (now.1 - before.1 >= events as f64).then_some((now.0 - before.0, now.1 - before.1))
+    })
+    .await;
+    sum / count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_events_hardly_wait_longer_while_old_ones_are_replayed() {
+    /// The smaller of the two is never much larger by chance.
+    const ROUNDS: usize = 3;
+    const LIVE: u64 = 200;
+    let place = Place::new(3).await;
+    let elsewhere = Topic::create(3).await;
+    sqlx::query(
+        "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
+         select gen_random_uuid(), 'order', gen_random_uuid(), 1, 'order.created.v1', '{}'
+         from generate_series(1, 60000)",
+    )
+    .execute(&place.pool)
+    .await
+    .expect("events of the past");
+    let relay = place.publisher().await;
+    settled(&place.pool, SOON).await;
+    live_delay(&place, &relay, LIVE).await;
+
+    let (mut without, mut with) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..ROUNDS {
+        without = without.min(live_delay(&place, &relay, LIVE).await);
+        let to = ["--to-topic", elsewhere.name(), "--reason", "a test"];
+        let mut replay = place.start(&[&["replay", "--to", "60000"], &to[..]].concat());
+        let before = Instant::now();
+        eventually("the replay to be under way", SOON, async || {
+            let published: i64 =
+                sqlx::query_scalar("select published from relay_replays where state = 'running'")
+                    .fetch_optional(&place.pool)
+                    .await
+                    .ok()??;
+            (published > 0).then_some(())
+        })
+        .await;
+        with = with.min(live_delay(&place, &relay, LIVE).await);
+        assert!(replay.try_wait().expect("asked").is_none(), "it ran all the while: {:?}", before.elapsed());
+        signal(&replay, "-INT").await;
+        ended(replay).await;
+    }
+    eprintln!("commit to acknowledgement: {without} s alone, {with} s beside a replay");
+    assert!(with < 5.0 * without, "{with} s beside a replay, {without} s without");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -524,18 +780,25 @@ async fn a_replay_takes_what_its_filters_mean_and_nothing_that_was_not_published
         .await
         .expect("a number");
 
+    // What is meant has to be said, and why.
+    assert_eq!(place.refused(&["replay", "--reason", "a test"]).await.0, Some(2));
+    let (code, said) = place.refused(&["replay", "--all"]).await;
+    assert!(code == Some(2) && said.contains("--reason"), "{said}");
     let (ones, seq) = (one.to_string(), seq.to_string());
-    let cases: [(&[&str], [&[i32]; 3]); 6] = [
+    let cases: [(&[&str], [&[i32]; 3]); 7] = [
         (&["--order", &ones], [&[1, 2, 3], &[], &[]]),
         (&["--type", "order.cancelled.v1"], [&[3], &[3], &[]]),
         (&["--from", "2026-01-03T00:00:00Z"], [&[2, 3], &[2, 3], &[]]),
         (&["--from", "1", "--to", "2026-01-02T12:00:00Z"], [&[1], &[1], &[1]]),
         (&["--from", &seq, "--to", &seq], [&[2], &[], &[]]),
         (&["--from", "1"], [&[1, 2, 3], &[1, 2, 3], &[1]]),
+        (&["--all"], [&[1, 2, 3], &[1, 2, 3], &[1]]),
     ];
     let mut before = 0;
     for (filter, expected) in cases {
-        place.relay(&[&["replay", "--to-topic", elsewhere.name()], filter].concat()).await;
+        place
+            .relay(&[&["replay", "--to-topic", elsewhere.name(), "--reason", "a test"], filter].concat())
+            .await;
         let messages = elsewhere.read().await;
         let news = &messages[before..];
         let got = [one, other, parked].map(|order| versions(news, order));
@@ -572,7 +835,13 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
         }
         other => panic!("Kafka is away: {other:?}"),
     }
+    let (code, away) = place.printed(&["once", "--timeout", "1", "--kafka-brokers", "127.0.0.1:1"]).await;
+    assert_eq!((code, &away["published"]), (Some(4), &0.into()));
+    assert!(away["reason"].as_str().is_some_and(|why| why.contains("Kafka")), "{away}");
 
+    let (code, done) = place.printed(&["once"]).await;
+    assert_eq!(code, Some(0));
+    assert_eq!(done, json!({"published": 4000, "dead": 0, "holder": null, "reason": null}));
     let said = place.relay(&["once"]).await;
     assert!(said.contains("everything that was there is published"), "{said}");
     assert_eq!(compare(&place.pool, &place.topic, &HashSet::new()).await, 0);
@@ -580,6 +849,9 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
     place.relay(&["pause", "--reason", "not now"]).await;
     let (code, said) = place.refused(&["once"]).await;
     assert!(code == Some(1) && said.contains("not now"), "{said}");
+    let (code, paused) = place.printed(&["once"]).await;
+    assert_eq!((code, &paused["published"]), (Some(1), &0.into()));
+    assert!(paused["reason"].as_str().is_some_and(|why| why.contains("not now")), "{paused}");
     place.relay(&["resume"]).await;
 
     let _relay = place.publisher().await;
@@ -592,4 +864,6 @@ async fn once_publishes_what_is_there_and_says_why_when_it_cannot() {
     .await;
     let (code, said) = place.refused(&["once"]).await;
     assert!(code == Some(1) && said.contains(&holder), "{said}");
+    let (code, other) = place.printed(&["once"]).await;
+    assert_eq!((code, &other["holder"]), (Some(1), &holder.into()), "{other}");
 }

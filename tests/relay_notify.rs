@@ -366,7 +366,7 @@ async fn an_event_that_notify_cannot_handle_lies_aside_until_an_operator_has_it_
     assert_eq!((&shown[0]["data"], &shown[0]["cause"]), (&"{}".into(), &"refused".into()), "{shown:#}");
 
     // Refused again, then mended; a dry run asks for nothing.
-    let retry = ["inbox", "retry", &poison, "--wait", "60"];
+    let retry = ["inbox", "retry", &poison, "--reason", "a test", "--wait", "60"];
     assert_eq!(command(&database, &topic, &dead, &retry).await.0, 3, "refused again");
     sqlx::raw_sql("drop trigger refuse on notifications").execute(&pool).await.expect("mended");
     let (code, planned) = command(&database, &topic, &dead, &["inbox", "retry", "--all", "--dry-run"]).await;

@@ -171,12 +171,13 @@ impl Server {
     }
 }
 
-/// Runs a command of one of the programs to its end and gives what it wrote.
+/// Runs a command of one of the programs to its end and gives what it wrote. What it changes is recorded
+/// under the name `demo`, unless `env` or `args` have another.
 ///
 /// # Errors
 /// [`ProcessError::Ended`] when its exit code is not 0, [`ProcessError::Late`] after a minute.
 pub async fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<String, ProcessError> {
-    let spec = spec(program, args, env)?;
+    let spec = spec(program, args, &[&[("RELAY_OPERATOR", "demo")][..], env].concat())?;
     Process::run(&spec, Duration::from_secs(60)).await?;
     std::fs::read_to_string(&spec.log)
         .map_err(|source| ProcessError::Control { program: program.to_owned(), source })

@@ -72,11 +72,14 @@ pub enum Command {
     )]
     Doctor(Box<DoctorArgs>),
     /// The topic of the order events.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  relay topic apply --partitions 12 --replication 3 --retention 14d"
+    )]
     Topic(TopicCommand),
     /// Publish everything there is now, and exit: 0 when done, 1 when somebody else publishes, 4 when
     /// PostgreSQL or Kafka is away.
-    #[command(after_help = "Example:\n  relay once --timeout 60")]
+    #[command(after_help = "Example:\n  relay once --timeout 60\n  relay once --json | jq .published")]
     Once(Box<OnceArgs>),
     /// Have the publisher stand still; it keeps its lease.
     #[command(after_help = "Example:\n  relay pause --reason 'Kafka is upgraded until 18:00'")]
@@ -85,30 +88,30 @@ pub enum Command {
     #[command(after_help = "Example:\n  relay resume")]
     Resume(ResumeArgs),
     /// Look at dead letters, retry or discard them.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay dead list")]
     Dead(DeadCommand),
     /// Look at the events that `notify`, or another consumer with its inbox in this database, has taken
     /// aside, and have them handled again.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay inbox list --consumer notify")]
     Inbox(InboxCommand),
     /// Publish once more what was published before, with the original ids and a header `replayed: true`.
     #[command(
-        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay\n  relay replay list\n  relay replay --continue 3"
+        after_help = "Example:\n  relay replay --from 2026-01-31T00:00:00Z --to 2026-01-31T12:00:00Z --dry-run\n  relay replay --order 019a3f5e-6d5b-7c11-8b52-0d6e5f3a9c21 --to-topic orders.replay --reason 'a new subscriber'\n  relay replay list\n  relay replay --continue 3 --reason 'Kafka is back'"
     )]
     Replay(Box<ReplayArgs>),
     /// List what operators have changed, newest first.
     #[command(after_help = "Example:\n  relay changes --limit 10 --json")]
     Changes(ChangesArgs),
     /// Look at e-mails, and settle what the relay cannot.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay mail list --state failed")]
     Mail(MailCommand),
     /// Look at the settings.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  relay config check")]
     Config(ConfigCommand),
     /// Look at an outbox table of another program and print the migration and the settings that make it
     /// this relay's. Changes nothing.
     #[command(
-        after_help = "Example:\n  relay adopt --table public.outboxevent --outbox-headers type:eventType > adopt.sql\n  psql -f adopt.sql\n  relay adopt --table public.outboxevent --start-now | psql"
+        after_help = "Example:\n  relay adopt --table public.outboxevent --outbox-headers type:eventType > adopt.sql\n  psql -f adopt.sql\n  relay adopt --table public.outboxevent --start-now --reason 'Debezium ends' | psql"
     )]
     Adopt(Box<AdoptArgs>),
     /// Print a script that completes commands in a shell.
@@ -238,6 +241,15 @@ pub struct DoctorArgs {
     /// The mail server.
     #[command(flatten)]
     pub smtp: SmtpArgs,
+    /// The sink.
+    #[command(flatten)]
+    pub sink: SinkArgs,
+    /// The outbox table.
+    #[command(flatten)]
+    pub outbox: OutboxArgs,
+    /// How long rows are kept: the topic's own retention is held against it.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -277,12 +289,24 @@ pub struct TopicApplyArgs {
     /// Change nothing; say what would be done.
     #[arg(long)]
     pub dry_run: bool,
+    /// Why, for the record.
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: Option<String>,
+    /// PostgreSQL, for the record of what was changed; without it there is none.
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: Option<Secret>,
+    /// Who does it.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaArgs,
     /// The notify stage, which has a topic for its dead letters.
     #[command(flatten)]
     pub notify: NotifyArgs,
+    /// How long rows are kept: the topic's own retention is held against it.
+    #[command(flatten)]
+    pub keeping: RetentionArgs,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -333,7 +357,7 @@ pub enum MailCommand {
     Show(MailShowArgs),
     /// Send failed e-mails again, and those that wait for their next attempt at once.
     #[command(
-        after_help = "Example:\n  relay mail retry 01a20eed-818d-74fd-b1bc-ada1c23bef06 --reason 'mailbox is back'\n  relay mail retry --all-failed"
+        after_help = "Example:\n  relay mail retry 01a20eed-818d-74fd-b1bc-ada1c23bef06 --reason 'mailbox is back'\n  relay mail retry --all-failed --reason 'the server takes mail again'"
     )]
     Retry(MailRetryArgs),
     /// Settle an e-mail of which nobody knows whether the server has taken it; the server's log may tell.
@@ -404,8 +428,8 @@ pub struct MailRetryArgs {
     #[arg(long, group = "which")]
     pub all_failed: bool,
     /// Why, for the record.
-    #[arg(long)]
-    pub reason: Option<String>,
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: String,
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,
@@ -430,8 +454,8 @@ pub struct MailResolveArgs {
     #[arg(long, group = "how")]
     pub resend: bool,
     /// Why, for the record.
-    #[arg(long)]
-    pub reason: Option<String>,
+    #[arg(long, value_parser = mending::reason)]
+    pub reason: String,
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseArgs,
@@ -481,8 +505,14 @@ pub struct AdoptArgs {
     #[arg(long, conflicts_with = "start_now")]
     pub online: bool,
     /// Print, instead of the migration, the statement that counts what is in the table now as published.
-    #[arg(long)]
+    #[arg(long, requires = "reason")]
     pub start_now: bool,
+    /// Why it starts now, for the record that this statement writes.
+    #[arg(long, value_parser = mending::reason, requires = "start_now")]
+    pub reason: Option<String>,
+    /// Who starts it, for the same record; the role that runs the statement when left out.
+    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME", value_parser = operator)]
+    pub by: Option<String>,
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -528,13 +558,9 @@ pub struct RunArgs {
     /// Seconds after which a standby takes over from a publisher that is gone.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
-    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
-    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
-    pub relay_retention_days: u32,
-    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
-    /// longer than the topic keeps its events, or an event that is read again makes a second e-mail.
-    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
-    pub relay_inbox_retention_days: u32,
+    /// How long rows are kept.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// Collector of traces, http://host:4318 (OTLP over HTTP); no traces when left out.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
@@ -544,6 +570,27 @@ pub struct RunArgs {
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// How long rows are kept.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RetentionArgs {
+    /// Days after which published events are removed from the outbox; 0 keeps them for ever.
+    #[arg(long, env, default_value = "7", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_retention_days: u32,
+    /// Days after which dedup keys of the notify stage are removed; 0 keeps them for ever. It must be
+    /// longer than the topic keeps its events, or an event that is read again is handled again.
+    #[arg(long, env, default_value = "30", value_parser = clap::value_parser!(u32).range(..=36_500))]
+    pub relay_inbox_retention_days: u32,
+}
+
+impl RetentionArgs {
+    /// What is old.
+    #[must_use]
+    pub(crate) fn ages(self) -> Ages {
+        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
+        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
+    }
 }
 
 /// Where PostgreSQL is.
@@ -693,18 +740,31 @@ pub struct OutputArgs {
 /// Who changes something; it is kept with the change.
 #[derive(Clone, Debug, Args)]
 pub struct OperatorArgs {
-    /// Who does it, for the record; the name of the user of this machine when left out.
-    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME")]
+    /// Who does it, for the record; the name of the user of this machine when left out, and asked for
+    /// where there is none, in a container for example.
+    #[arg(long = "by", env = "RELAY_OPERATOR", value_name = "NAME", value_parser = operator)]
     pub by: Option<String>,
 }
 
 impl OperatorArgs {
     /// The name for the record.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`InvalidSetting::Operator`]
     #[allow(clippy::disallowed_methods, reason = "who is logged in is no setting")]
-    pub fn name(&self) -> String {
-        let user = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-        self.by.clone().or_else(user).unwrap_or_else(|| "unknown".to_owned())
+    pub fn name(&self) -> Result<String, InvalidSetting> {
+        let user = |name: &&str| std::env::var(name).ok().and_then(|user| operator(&user).ok());
+        let logged_in = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(user);
+        self.by.clone().or_else(logged_in).ok_or(InvalidSetting::Operator)
+    }
+}
+
+fn operator(text: &str) -> Result<String, &'static str> {
+    let text = text.trim();
+    if (1..=200).contains(&text.chars().count()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has 1 to 200 characters")
     }
 }
 
@@ -780,6 +840,11 @@ pub enum InvalidSetting {
     /// No certificates of a CA.
     #[error("SMTP_CA_FILE: {0}")]
     SmtpCaFile(String),
+    /// A change needs a name for its record.
+    #[error(
+        "--by or RELAY_OPERATOR must say who does it: no user is logged in here whose name could be kept"
+    )]
+    Operator,
     /// Not a collector of traces.
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT must look like http://host:4318")]
     OtlpEndpoint,
@@ -791,9 +856,25 @@ impl DatabaseArgs {
     /// # Errors
     /// [`InvalidSetting::DatabaseUrl`]
     pub fn options(&self) -> Result<PgConnectOptions, InvalidSetting> {
-        let options: PgConnectOptions =
-            self.database_url.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
+        self.database_url.database()
+    }
+}
+
+impl Secret {
+    /// How to connect to the database of this URL.
+    fn database(&self) -> Result<PgConnectOptions, InvalidSetting> {
+        let options: PgConnectOptions = self.0.parse().map_err(|_| InvalidSetting::DatabaseUrl)?;
         Ok(options.application_name("relay").disable_statement_logging())
+    }
+}
+
+impl TopicApplyArgs {
+    /// How to connect to the database that keeps the record, if there is one.
+    ///
+    /// # Errors
+    /// [`InvalidSetting::DatabaseUrl`]
+    pub(crate) fn database(&self) -> Result<Option<PgConnectOptions>, InvalidSetting> {
+        self.database_url.as_ref().map(Secret::database).transpose()
     }
 }
 
@@ -892,13 +973,6 @@ impl RunArgs {
     /// As [`OutboxArgs::outbox`].
     pub(crate) fn outbox(&self) -> Result<Outbox, InvalidSetting> {
         self.outbox.outbox(&self.sink.relay_sink)
-    }
-
-    /// What is old.
-    #[must_use]
-    pub(crate) fn ages(&self) -> Ages {
-        let age = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400));
-        Ages { outbox: age(self.relay_retention_days), inbox: age(self.relay_inbox_retention_days) }
     }
 
     /// Where spans go, if anywhere.

@@ -98,7 +98,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     let retention = Retention {
                         pool: db::pool(database.clone(), 1),
                         sink: args.sink.relay_sink.clone(),
-                        ages: args.ages(),
+                        ages: args.retention.ages(),
                         metrics: metrics.retention.clone(),
                     };
                     let stop = shutdown.clone();

@@ -145,12 +145,24 @@ impl Kafka {
         self.answers().await
     }
 
-    /// Adds or removes access rules, in the words of Kafka's own `kafka-acls` command:
-    /// `["--add", "--topic", "orders", "--deny-principal", "User:ANONYMOUS", "--operation", "Write"]`.
+    /// Adds or removes access rules on a topic, in the words of Kafka's own `kafka-acls` command:
+    /// `["--add", "--deny-principal", "User:ANONYMOUS", "--operation", "Write"]`.
     ///
     /// # Errors
     /// When the broker has no authorizer, or refuses.
-    pub async fn rights(&self, rule: &[&str]) -> Result<(), ServiceError> {
+    pub async fn rights(&self, topic: &str, rule: &[&str]) -> Result<(), ServiceError> {
+        self.rule(&["--topic", topic], rule).await
+    }
+
+    /// The same on the cluster.
+    ///
+    /// # Errors
+    /// As [`Kafka::rights`].
+    pub async fn cluster_rights(&self, rule: &[&str]) -> Result<(), ServiceError> {
+        self.rule(&["--cluster"], rule).await
+    }
+
+    async fn rule(&self, resource: &[&str], rule: &[&str]) -> Result<(), ServiceError> {
         let command = java(
             "kafka-acls",
             &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
@@ -158,6 +170,7 @@ impl Kafka {
             self.directory.join("acls.log"),
         )
         .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.brokers()])
+        .args(resource)
         .args(rule);
         Process::run(&command, START).await.map_err(ServiceError::process(NAME))
     }

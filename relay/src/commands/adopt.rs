@@ -74,7 +74,11 @@ fn adopt(
         wrong.extend(table.misnumbered());
     }
     let sql = wrong.is_empty().then(|| {
-        if args.start_now { start_now(&table.name, sink) } else { migration(table, around, args.online) }
+        if args.start_now {
+            start_now(&table.name, sink, args)
+        } else {
+            migration(table, around, args.online)
+        }
     });
     Adoption {
         table: table.name.clone(),
@@ -152,7 +156,9 @@ fn migration(table: &Table, around: &Surroundings, online: bool) -> String {
 
 /// The statement that makes the sink begin after what is in the table. What is committed later, and
 /// what is open now and committed later, is published.
-fn start_now(name: &str, sink: &SinkName) -> String {
+fn start_now(name: &str, sink: &SinkName, args: &AdoptArgs) -> String {
+    let by = args.by.as_deref().map_or_else(|| "current_user".to_owned(), literal);
+    let reason = args.reason.as_deref().map_or_else(|| "null".to_owned(), literal);
     format!(
         "-- Once, before the relay is started. Stop the former publisher when it has passed `lsn`.\n\
          with begun as (\n  \
@@ -161,8 +167,8 @@ fn start_now(name: &str, sink: &SinkName) -> String {
            from {name} where seq is not null\n  \
            returning sink, source, published\n\
          ), recorded as (\n  \
-           insert into relay_changes (changed_by, command, details)\n  \
-           select current_user, 'adopt --start-now',\n         \
+           insert into relay_changes (changed_by, command, reason, details)\n  \
+           select {by}, 'adopt --start-now', {reason},\n         \
                   jsonb_build_object('sink', sink, 'source', source, 'last_seq', upper(published) - 1) from begun\n\
          )\n\
          select sink, upper(published) - 1 as last_seq, pg_current_wal_insert_lsn() as lsn from begun;\n",

@@ -120,7 +120,7 @@ async fn retry(args: &DeadRetryArgs) -> Result<Ended, CommandError> {
         dead::ask(&mut transaction, sink, &orders, until).await?;
         let details =
             json!({"sink": sink.as_str(), "orders": orders, "events": letters.len(), "untilSeq": until});
-        let by = target.operator.name();
+        let by = target.operator.name()?;
         changes::record(&mut transaction, &by, "dead retry", args.reason.as_deref(), &details).await?;
         transaction.commit().await?;
         // A publisher that does not hear it asks within a second.
@@ -162,7 +162,7 @@ async fn discard(args: &DeadDiscardArgs) -> Result<Ended, CommandError> {
         left.retain(|letter| !seqs.contains(&letter.seq));
     }
     if !args.dry_run && !letters.is_empty() {
-        let by = target.operator.name();
+        let by = target.operator.name()?;
         dead::discard(&mut transaction, sink, &seqs, &by, &args.reason).await?;
         let events: Vec<Uuid> = letters.iter().map(|letter| letter.event_id).collect();
         let details = json!({"sink": sink.as_str(), "orders": of_orders.orders, "events": events});

@@ -3,6 +3,7 @@
 
 mod database;
 mod servers;
+mod table;
 
 use serde::Serialize;
 
@@ -23,9 +24,16 @@ struct Report<'a> {
 pub(super) async fn run(args: DoctorArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(args.database.options()?, 1);
     let (kafka, smtp) = (args.kafka.settings()?, args.smtp.server()?);
+    let outbox = args.outbox.outbox(&args.sink.relay_sink)?;
+    let of_database = async {
+        let mut findings = database::check(&pool).await;
+        findings.extend(table::check(&pool, &args.sink.relay_sink, &outbox, &args.outbox.routing).await);
+        findings
+    };
+    let ages = args.retention.ages();
     let (database, kafka, mail) = tokio::join!(
-        database::check(&pool),
-        servers::check_kafka(&kafka, args.notify.dead_topic(&kafka.topic)),
+        of_database,
+        servers::check_kafka(&kafka, args.notify.dead_topic(&kafka.topic), &ages),
         servers::check_mail(&smtp, &args.smtp)
     );
     let findings = [database, kafka, mail].concat();

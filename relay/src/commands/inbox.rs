@@ -137,7 +137,7 @@ async fn retry(args: &InboxRetryArgs) -> Result<Ended, CommandError> {
     if !target.dry_run && !orders.is_empty() {
         inbox::ask(&mut transaction, &target.consumer, &orders, "retry").await?;
         let details = json!({"consumer": target.consumer, "orders": orders});
-        let by = target.operator.name();
+        let by = target.operator.name()?;
         changes::record(&mut transaction, &by, "inbox retry", args.reason.as_deref(), &details).await?;
     }
     transaction.commit().await?;
@@ -169,7 +169,7 @@ async fn skip(args: &InboxSkipArgs) -> Result<Ended, CommandError> {
         inbox::ask(&mut transaction, &target.consumer, &orders, "skip").await?;
         inbox::give_up(&mut transaction, &alone).await?;
         let details = json!({"consumer": target.consumer, "events": stuck});
-        let by = target.operator.name();
+        let by = target.operator.name()?;
         changes::record(&mut transaction, &by, "inbox skip", Some(&args.reason), &details).await?;
     }
     transaction.commit().await?;

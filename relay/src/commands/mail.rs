@@ -101,8 +101,8 @@ async fn retry(args: &MailRetryArgs) -> Result<Ended, CommandError> {
         return Err(why_not(&pool, *left, "only failed and pending ones can be tried again").await?);
     }
     let details = json!({ "notifications": retried, "order": args.order, "allFailed": args.all_failed });
-    let by = args.operator.name();
-    changes::record(&mut transaction, &by, "mail retry", args.reason.as_deref(), &details).await?;
+    let by = args.operator.name()?;
+    changes::record(&mut transaction, &by, "mail retry", Some(&args.reason), &details).await?;
     transaction.commit().await?;
     bell::ring(&pool, bell::MAIL).await?;
     if args.output.json {
@@ -122,8 +122,8 @@ async fn resolve(args: &MailResolveArgs) -> Result<Ended, CommandError> {
     }
     let state = if args.sent { State::Sent } else { State::Pending };
     let details = json!({ "notification": args.id, "as": if args.sent { "sent" } else { "resend" } });
-    let by = args.operator.name();
-    changes::record(&mut transaction, &by, "mail resolve", args.reason.as_deref(), &details).await?;
+    let by = args.operator.name()?;
+    changes::record(&mut transaction, &by, "mail resolve", Some(&args.reason), &details).await?;
     transaction.commit().await?;
     bell::ring(&pool, bell::MAIL).await?;
     if args.output.json {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandError, Ended, print, stop_signal};
+use super::{CommandError, Ended, print, print_json, stop_signal};
 use crate::backoff::Backoff;
 use crate::config::OnceArgs;
 use crate::db::foreign::Unreadable;
@@ -42,14 +43,45 @@ pub(super) async fn once(args: &OnceArgs) -> Result<Ended, CommandError> {
     let term = term(&publisher, &shutdown);
     tokio::pin!(term);
     let interrupted = tokio::select! {
-        outcome = &mut term => return ended(&publisher, outcome?).await,
+        outcome = &mut term => return match outcome {
+            Ok(outcome) => ended(args, &publisher, outcome).await,
+            Err(error) => gave_up(args, &publisher, error),
+        },
         reason = away(&publisher.health, args.patience()) => CommandError::Down(reason),
         () = stop_signal() => CommandError::Failed("stopped before everything was published".to_owned()),
     };
     // What is with Kafka is finished and the lease given up, as far as that is possible.
     shutdown.cancel();
     let _ = tokio::time::timeout(LETTING_GO, term).await;
-    Err(interrupted)
+    gave_up(args, &publisher, interrupted)
+}
+
+fn gave_up(args: &OnceArgs, publisher: &Publisher, error: CommandError) -> Result<Ended, CommandError> {
+    told(args, &Report::new(publisher, None, None, Some(error.to_string())))?;
+    Err(error)
+}
+
+/// What is printed as JSON, whatever came of it.
+#[derive(Serialize)]
+struct Report {
+    /// Events that Kafka has acknowledged, repeats included.
+    published: u64,
+    /// Dead letters that there are; none when the database was not asked.
+    dead: Option<i64>,
+    /// Who publishes instead.
+    holder: Option<String>,
+    /// Why not everything that was there is published.
+    reason: Option<String>,
+}
+
+impl Report {
+    fn new(publisher: &Publisher, dead: Option<i64>, holder: Option<String>, reason: Option<String>) -> Self {
+        Self { published: publisher.metrics.published.get(), dead, holder, reason }
+    }
+}
+
+fn told(args: &OnceArgs, report: &Report) -> Result<(), CommandError> {
+    if args.output.json { print_json(report) } else { Ok(()) }
 }
 
 /// One term of publishing; tried again for as long as PostgreSQL is away.
@@ -85,26 +117,33 @@ async fn away(health: &StageHealth, patience: Duration) -> String {
     }
 }
 
-async fn ended(publisher: &Publisher, outcome: Outcome) -> Result<Ended, CommandError> {
+async fn ended(args: &OnceArgs, publisher: &Publisher, outcome: Outcome) -> Result<Ended, CommandError> {
     let state = lease::state(&publisher.pool, &publisher.sink).await?;
-    match (outcome, state) {
+    let dead: i64 =
+        dead::groups(&publisher.pool, &publisher.sink).await?.iter().map(|group| group.events).sum();
+    let (holder, reason) = match (outcome, state) {
         (_, Some(SinkState { pause_reason: Some(reason), .. })) => {
-            Err(CommandError::Failed(format!("paused: {reason}; `relay resume` ends it")))
+            (None, format!("paused: {reason}; `relay resume` ends it"))
         }
         (Outcome::Stopped, _) => {
-            let parked: i64 =
-                dead::groups(&publisher.pool, &publisher.sink).await?.iter().map(|group| group.events).sum();
-            print(&match parked {
-                0 => "everything that was there is published\n".to_owned(),
-                parked => format!(
-                    "everything that was there is published, but for {parked} dead letters (`relay dead list`)\n"
-                ),
-            })?;
-            Ok(Ended::Done)
+            told(args, &Report::new(publisher, Some(dead), None, None))?;
+            if !args.output.json {
+                print(&match dead {
+                    0 => "everything that was there is published\n".to_owned(),
+                    dead => format!(
+                        "everything that was there is published, but for {dead} dead letters (`relay dead list`)\n"
+                    ),
+                })?;
+            }
+            return Ok(Ended::Done);
         }
         (Outcome::Standby(_) | Outcome::Lost, state) => {
-            let holder = state.and_then(|state| state.holder).unwrap_or_else(|| "another relay".to_owned());
-            Err(CommandError::Failed(format!("{holder} publishes {} already", publisher.sink)))
+            let holder = state.and_then(|state| state.holder);
+            let who = holder.as_deref().unwrap_or("another relay");
+            let reason = format!("{who} publishes {} already", publisher.sink);
+            (holder, reason)
         }
-    }
+    };
+    told(args, &Report::new(publisher, Some(dead), holder, Some(reason.clone())))?;
+    Err(CommandError::Failed(reason))
 }

@@ -6,7 +6,8 @@ use super::{CommandError, Ended, print, print_json, unknown_sink};
 use crate::bell;
 use crate::config::{PauseArgs, ResumeArgs, TargetArgs};
 use crate::db::lease::{self, SinkState};
-use crate::db::{self, changes};
+use crate::db::{self, changes, sinks};
+use crate::sink::KAFKA;
 
 pub(super) async fn pause(args: &PauseArgs) -> Result<Ended, CommandError> {
     let before = change(&args.target, "pause", Some(&args.reason), Some(&args.reason)).await?;
@@ -44,13 +45,18 @@ async fn change(
     let sink = &target.sink.relay_sink;
     let pool = db::pool(target.database.options()?, 1);
     let mut transaction = pool.begin().await?;
+    if pause.is_some() && sink.as_str() == KAFKA {
+        // The orders' sink may be paused before its first relay. Another name may be a mistake, and the
+        // row of a sink that never publishes would hold up retention for ever.
+        sinks::add(&mut transaction, sink).await?;
+    }
     let before = lease::state(&mut *transaction, sink).await?.ok_or_else(|| unknown_sink(sink))?;
     if pause.is_none() && before.paused_at.is_none() {
         return Ok(before);
     }
     lease::pause(&mut transaction, sink, pause).await?;
     let details = json!({"sink": sink.as_str()});
-    changes::record(&mut transaction, &target.operator.name(), command, reason, &details).await?;
+    changes::record(&mut transaction, &target.operator.name()?, command, reason, &details).await?;
     transaction.commit().await?;
     // A publisher that does not hear it asks within a second.
     bell::ring(&pool, bell::LEASE).await?;

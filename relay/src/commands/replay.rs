@@ -8,7 +8,7 @@ use serde_json::json;
 use self::run::{Progress, Stopped};
 use super::{CommandError, Ended, orders_only, print, print_json, unknown_sink};
 use crate::config::{Bound, ReplayArgs};
-use crate::db::replays::{self, Filter, Replay};
+use crate::db::replays::{self, Attempt, Filter, Meant, Replay, Resumed};
 use crate::db::{self, changes, lease};
 
 pub(super) async fn run(args: &ReplayArgs) -> Result<Ended, CommandError> {
@@ -55,23 +55,13 @@ async fn start(args: &ReplayArgs) -> Result<Ended, CommandError> {
     }
     let filter = filter(args, replays::ends(&pool, &args.orders).await?);
     let meant = replays::count(&pool, sink, &filter, filter.from_seq - 1).await?;
-    let left_out = match meant.left_out {
-        0 => String::new(),
-        n => format!("; {n} are left out: not published yet, parked or discarded"),
-    };
     if args.dry_run {
-        if target.output.json {
-            print_json(
-                &json!({"dryRun": true, "topic": kafka.topic, "events": meant.published, "leftOut": meant.left_out}),
-            )?;
-        } else {
-            print(&format!("{} events would be replayed to {}{left_out}\n", meant.published, kafka.topic))?;
-        }
-        return Ok(Ended::Done);
+        return counted(args, &kafka.topic, meant);
     }
-    let by = target.operator.name();
+    let by = target.operator.name()?;
     let mut transaction = pool.begin().await?;
-    let id = replays::start(&mut transaction, sink, &kafka.topic, &filter, meant.published, &by).await?;
+    let attempt = replays::start(&mut transaction, sink, &kafka.topic, &filter, meant.published, &by).await?;
+    let id = attempt.replay;
     let details = json!({
         "sink": sink.as_str(), "replay": id, "topic": kafka.topic, "events": meant.published, "orders": filter.orders,
         "types": filter.kinds, "fromTime": filter.from_time, "toTime": filter.to_time, "fromSeq": filter.from_seq,
@@ -79,10 +69,29 @@ async fn start(args: &ReplayArgs) -> Result<Ended, CommandError> {
     });
     changes::record(&mut transaction, &by, "replay", args.reason.as_deref(), &details).await?;
     transaction.commit().await?;
-    eprintln!("replay {id}: {} events to {}{left_out}", meant.published, kafka.topic);
+    eprintln!("replay {id}: {} events to {}{}", meant.published, kafka.topic, left_out(meant));
     let progress = Progress::new(0, meant.published);
-    let end = run::run(args, &pool, kafka, id, &filter, filter.from_seq - 1, progress).await;
-    told(args, &pool, id, end).await
+    let end = run::run(args, &pool, kafka, attempt, &filter, filter.from_seq - 1, progress).await;
+    told(args, &pool, attempt, end).await
+}
+
+/// What a dry run says.
+fn counted(args: &ReplayArgs, topic: &str, meant: Meant) -> Result<Ended, CommandError> {
+    if args.target.output.json {
+        print_json(
+            &json!({"dryRun": true, "topic": topic, "events": meant.published, "leftOut": meant.left_out}),
+        )?;
+    } else {
+        print(&format!("{} events would be replayed to {topic}{}\n", meant.published, left_out(meant)))?;
+    }
+    Ok(Ended::Done)
+}
+
+fn left_out(meant: Meant) -> String {
+    match meant.left_out {
+        0 => String::new(),
+        n => format!("; {n} are left out: not published yet, parked or discarded"),
+    }
 }
 
 async fn go_on(args: &ReplayArgs, id: i64) -> Result<Ended, CommandError> {
@@ -90,33 +99,41 @@ async fn go_on(args: &ReplayArgs, id: i64) -> Result<Ended, CommandError> {
     let sink = &target.sink.relay_sink;
     let pool = db::pool(target.database.options()?, 2);
     let replay = found(&pool, args, id).await?;
-    if replay.alive {
-        return Err(CommandError::Failed(format!(
+    let running = || {
+        CommandError::Failed(format!(
             "replay {id} is running: stop it first, or wait a minute if it was killed"
-        )));
-    }
+        ))
+    };
     if replay.state == "done" {
-        print(&format!("replay {id} is done\n"))?;
+        if target.output.json {
+            print_json(&replay)?;
+        } else {
+            print(&format!("replay {id} is done\n"))?;
+        }
         return Ok(Ended::Done);
     }
     let filter = replay.filter();
-    let meant = replays::count(&pool, sink, &filter, replay.position).await?;
     if args.dry_run {
-        print(&format!("{} events would be replayed to {}\n", meant.published, replay.topic))?;
-        return Ok(Ended::Done);
+        if replay.alive {
+            return Err(running());
+        }
+        let meant = replays::count(&pool, sink, &filter, replay.position).await?;
+        return counted(args, &replay.topic, meant);
     }
     let mut kafka = args.kafka.settings()?;
     kafka.topic.clone_from(&replay.topic);
+    let by = target.operator.name()?;
     let mut transaction = pool.begin().await?;
-    replays::go_on(&mut transaction, id).await?;
-    let details = json!({"sink": sink.as_str(), "replay": id, "position": replay.position});
-    let by = target.operator.name();
+    let Resumed { attempt, position, published } =
+        replays::go_on(&mut transaction, id).await?.ok_or_else(running)?;
+    let details = json!({"sink": sink.as_str(), "replay": id, "position": position});
     changes::record(&mut transaction, &by, "replay --continue", args.reason.as_deref(), &details).await?;
     transaction.commit().await?;
+    let meant = replays::count(&pool, sink, &filter, position).await?;
     eprintln!("replay {id} goes on: {} events to {}", meant.published, kafka.topic);
-    let progress = Progress::new(replay.published, replay.published + meant.published);
-    let end = run::run(args, &pool, kafka, id, &filter, replay.position, progress).await;
-    told(args, &pool, id, end).await
+    let progress = Progress::new(published, published + meant.published);
+    let end = run::run(args, &pool, kafka, attempt, &filter, position, progress).await;
+    told(args, &pool, attempt, end).await
 }
 
 async fn found(pool: &sqlx::PgPool, args: &ReplayArgs, id: i64) -> Result<Replay, CommandError> {
@@ -129,15 +146,19 @@ async fn found(pool: &sqlx::PgPool, args: &ReplayArgs, id: i64) -> Result<Replay
 async fn told(
     args: &ReplayArgs,
     pool: &sqlx::PgPool,
-    id: i64,
+    attempt: Attempt,
     end: Result<(), Stopped>,
 ) -> Result<Ended, CommandError> {
-    let noted = replays::end(pool, id, end.is_ok()).await;
+    let id = attempt.replay;
+    let noted = replays::end(pool, attempt, end.is_ok()).await;
     let go_on = format!("`relay replay --continue {id}` goes on");
     match end {
         Ok(()) => noted?,
         Err(Stopped::ByHand) => return Err(CommandError::Failed(format!("stopped; {go_on}"))),
         Err(Stopped::Away(reason)) => return Err(CommandError::Down(format!("{reason}; {go_on}"))),
+        Err(Stopped::Overtaken) => {
+            return Err(CommandError::Failed(format!("another process goes on with replay {id}")));
+        }
         Err(Stopped::Failed(reason)) => return Err(CommandError::Failed(format!("{reason}; {go_on}"))),
     }
     let replay = found(pool, args, id).await?;

@@ -53,6 +53,8 @@ struct SinkStatus {
     holes: Option<Holes>,
     dead: Dead,
     paused: Option<Since>,
+    circuit: Circuit,
+    /// The same as the circuit's reason; scripts read it.
     trouble: Option<Since>,
 }
 
@@ -90,6 +92,25 @@ struct Holes {
     numbers: i64,
     /// Whose they may be.
     writers: Vec<Writer>,
+}
+
+/// Whether the publisher sends: open is not. What it writes of it into the sink's row is what Kafka keeps it
+/// from, so this is known wherever the database is.
+#[derive(Debug, Serialize)]
+struct Circuit {
+    open: bool,
+    reason: Option<String>,
+    since: Option<DateTime<Utc>>,
+}
+
+impl Circuit {
+    fn of(trouble: Option<&Since>) -> Self {
+        Self {
+            open: trouble.is_some(),
+            reason: trouble.map(|trouble| trouble.reason.clone()),
+            since: trouble.map(|trouble| trouble.since),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -143,7 +164,7 @@ async fn status(pool: &PgPool, before: &Look, now: &Look) -> Result<Status, Comm
             OUTBOX => Some(status::backlog(pool, &sink.sink).await?),
             source => foreign::backlog(pool, &sink.sink, source).await?,
         };
-        let holes = backlog.as_ref().is_some_and(|backlog| backlog.holes > 0);
+        let holes = backlog.as_ref().is_some_and(|backlog| backlog.holes() > 0);
         let writers = if holes { status::writers(pool, &sink.source).await? } else { Vec::new() };
         let dead = status::dead(pool, &sink.sink).await?;
         let rate = Rate {
@@ -188,9 +209,10 @@ fn sink_status(
             .and_then(|backlog| backlog.oldest)
             .map(|oldest| seconds(oldest, sink.now)),
         rate,
-        holes: backlog.map(|backlog| Holes { numbers: backlog.holes, writers }),
+        holes: backlog.map(|backlog| Holes { numbers: backlog.holes(), writers }),
         dead,
         paused,
+        circuit: Circuit::of(trouble.as_ref()),
         trouble,
     }
 }
@@ -237,8 +259,9 @@ fn show_sink(text: &mut String, sink: &SinkStatus, now: DateTime<Utc>) {
     if let Some(paused) = &sink.paused {
         line("paused", since(paused));
     }
-    if let Some(trouble) = &sink.trouble {
-        line("trouble", since(trouble));
+    match &sink.trouble {
+        Some(trouble) => line("circuit", format!("open {}", since(trouble))),
+        None => line("circuit", "closed".to_owned()),
     }
     line(
         "holder",

@@ -8,11 +8,14 @@ use std::fmt::Write as _;
 
 use rdkafka::error::KafkaError;
 use serde::Serialize;
+use serde_json::json;
+use sqlx::PgPool;
 
 pub(super) use self::checks::{check, letters};
 use super::finding::{self, Finding, Severity};
 use super::{CommandError, Ended, print, print_json};
 use crate::config::{TopicApplyArgs, TopicCommand};
+use crate::db::{self, changes};
 use crate::kafka;
 use crate::topic::admin::{self, Cluster};
 
@@ -44,16 +47,20 @@ async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
     let plan = plan::plan(&args, &cluster, message_bytes).map_err(CommandError::Failed)?;
     let mut of_letters = admin::describe(&letters).await.map_err(down)?;
     let plan_letters = plan::letters(&args, &of_letters, message_bytes).map_err(CommandError::Failed)?;
-    if !args.dry_run {
-        cluster = made(&kafka, cluster, &plan).await.map_err(down)?;
-        of_letters = made(&letters, of_letters, &plan_letters).await.map_err(down)?;
-    }
-    let mut findings = check(&cluster, &kafka.topic, message_bytes);
-    findings.push(checks::letters(&of_letters, &letters.topic, message_bytes));
     let changes: Vec<String> = [(&plan, &kafka), (&plan_letters, &letters)]
         .into_iter()
         .flat_map(|(plan, on)| plan.iter().map(|change| plan::words(change, &on.topic)))
         .collect();
+    if !args.dry_run && !changes.is_empty() {
+        let record = Record::open(&args).await?;
+        cluster = made(&kafka, cluster, &plan).await.map_err(down)?;
+        of_letters = made(&letters, of_letters, &plan_letters).await.map_err(down)?;
+        if let Some(record) = record {
+            record.keep(&kafka.topic, &changes).await?;
+        }
+    }
+    let mut findings = check(&cluster, &kafka.topic, message_bytes, &args.keeping.ages());
+    findings.push(checks::letters(&of_letters, &letters.topic, message_bytes));
     let open = args.dry_run && (!changes.is_empty() || finding::worst(&findings) > Severity::Ok);
     if args.output.json {
         print_json(&Report { topic: &kafka.topic, dry_run: args.dry_run, changes, findings: &findings })?;
@@ -61,6 +68,32 @@ async fn apply(args: TopicApplyArgs) -> Result<Ended, CommandError> {
         print(&shown(&changes, args.dry_run, &findings))?;
     }
     Ok(if open { Ended::Found } else { Ended::Done })
+}
+
+/// Where it is kept who changed the topic. Kafka knows no transaction that holds both, so the database is
+/// asked before anything is changed, and written to afterwards.
+struct Record<'a> {
+    pool: PgPool,
+    by: String,
+    reason: Option<&'a str>,
+}
+
+impl<'a> Record<'a> {
+    /// None without `DATABASE_URL`: a topic is often made before there is a database.
+    async fn open(args: &'a TopicApplyArgs) -> Result<Option<Self>, CommandError> {
+        let Some(database) = args.database()? else { return Ok(None) };
+        let by = args.operator.name()?;
+        let pool = db::pool(database, 1);
+        changes::latest(&pool, 1).await?;
+        Ok(Some(Self { pool, by, reason: args.reason.as_deref() }))
+    }
+
+    async fn keep(&self, topic: &str, changes: &[String]) -> Result<(), CommandError> {
+        let details = json!({"topic": topic, "changes": changes});
+        let mut connection = self.pool.acquire().await?;
+        changes::record(&mut connection, &self.by, "topic apply", self.reason, &details).await?;
+        Ok(())
+    }
 }
 
 /// Makes the changes of one topic and gives how it is then.

@@ -105,8 +105,8 @@ pub struct InboxRetryArgs {
     /// All of them.
     #[arg(long, group = "which")]
     pub all: bool,
-    /// Why.
-    #[arg(long, value_parser = reason)]
+    /// Why; not asked for by --dry-run.
+    #[arg(long, value_parser = reason, required_unless_present = "dry_run")]
     pub reason: Option<String>,
     /// The consumer.
     #[command(flatten)]

@@ -130,8 +130,8 @@ pub struct DeadRetryArgs {
     /// Only say what would be done.
     #[arg(long)]
     pub dry_run: bool,
-    /// Why.
-    #[arg(long, value_parser = reason)]
+    /// Why; not asked for by --dry-run.
+    #[arg(long, value_parser = reason, required_unless_present = "dry_run")]
     pub reason: Option<String>,
     /// The target.
     #[command(flatten)]
@@ -190,6 +190,9 @@ pub struct OnceArgs {
     /// Seconds after which another publisher takes over if this one is killed.
     #[arg(long, env, default_value = "4", value_parser = clap::value_parser!(u64).range(2..=60))]
     pub relay_lease_seconds: u64,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
@@ -216,11 +219,13 @@ pub enum ReplayAction {
     List,
 }
 
-/// Settings of `relay replay`.
+/// Settings of `relay replay`. What is meant has to be said: all there is would flood the live topic.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true)
+    .args(["from", "to", "orders", "kinds", "all", "resumed", "action"]))]
 pub struct ReplayArgs {
     /// `list` lists the replays there were; left out, events are replayed.
-    #[arg(conflicts_with_all = ["from", "to", "orders", "kinds", "to_topic", "resumed", "dry_run"])]
+    #[arg(conflicts_with_all = ["from", "to", "orders", "kinds", "all", "to_topic", "resumed", "dry_run"])]
     pub action: Option<ReplayAction>,
     /// From this number of the outbox, or this time (RFC 3339), inclusive.
     #[arg(long, value_name = "SEQ|TIME")]
@@ -234,11 +239,14 @@ pub struct ReplayArgs {
     /// Only events of these types, for example order.created.v1.
     #[arg(long = "type", value_name = "TYPE", num_args = 1..)]
     pub kinds: Vec<String>,
+    /// Everything that is published and still in the outbox.
+    #[arg(long, conflicts_with_all = ["from", "to", "orders", "kinds"])]
+    pub all: bool,
     /// Publish to this topic instead of KAFKA_TOPIC.
     #[arg(long, value_name = "TOPIC")]
     pub to_topic: Option<String>,
     /// Go on with a replay that was stopped.
-    #[arg(long = "continue", value_name = "ID", conflicts_with_all = ["from", "to", "orders", "kinds", "to_topic"])]
+    #[arg(long = "continue", value_name = "ID", conflicts_with_all = ["from", "to", "orders", "kinds", "all", "to_topic"])]
     pub resumed: Option<i64>,
     /// Events a second, at most.
     #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
@@ -249,8 +257,8 @@ pub struct ReplayArgs {
     /// Seconds that PostgreSQL or Kafka may be away before it stops with exit code 4.
     #[arg(long, default_value = "30", value_name = "SECONDS")]
     pub timeout: u64,
-    /// Why.
-    #[arg(long, value_parser = reason)]
+    /// Why; not asked for by --dry-run.
+    #[arg(long, value_parser = reason, required_unless_present_any = ["dry_run", "action"])]
     pub reason: Option<String>,
     /// Kafka.
     #[command(flatten)]
@@ -260,6 +268,7 @@ pub struct ReplayArgs {
     pub target: TargetArgs,
 }
 
+/// What `--reason` takes.
 pub(super) fn reason(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     if (1..=1000).contains(&text.chars().count()) {

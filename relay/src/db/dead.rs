@@ -157,7 +157,8 @@ pub(crate) async fn groups(pool: &PgPool, sink: &SinkName) -> Result<Vec<Group>,
         Group,
         r#"
         select cause, regexp_replace(detail, ' \(\d+ bytes\)$', '') as "detail!", count(*) as "events!",
-               count(distinct aggregate_id) as "orders!", count(retry_id) as "retrying!",
+               count(distinct aggregate_id) as "orders!",
+               count(*) filter (where retry_id is not null and seq <= coalesce(until_seq, seq)) as "retrying!",
                min(parked_at) as "oldest!", (array_agg(aggregate_id order by parked_at, seq))[1] as "example!"
         from relay_dead
         left join relay_retries using (sink, aggregate_id)

@@ -15,6 +15,8 @@ pub(crate) struct Setting {
     pub name: String,
     /// Its value, in the unit of `pg_settings`.
     pub value: String,
+    /// Where it comes from: `configuration file`, `user`, `database`, …
+    pub source: String,
 }
 
 /// The settings of these names, and `server_version`.
@@ -24,7 +26,7 @@ pub(crate) struct Setting {
 pub(crate) async fn settings(pool: &PgPool, names: &[String]) -> Result<Vec<Setting>, sqlx::Error> {
     sqlx::query_as!(
         Setting,
-        r#"select name as "name!", setting as "value!" from pg_settings where name = any($1)"#,
+        r#"select name as "name!", setting as "value!", source as "source!" from pg_settings where name = any($1)"#,
         names,
     )
     .fetch_all(pool)
@@ -140,8 +142,8 @@ pub(crate) async fn without_autovacuum(pool: &PgPool, tables: &[String]) -> Resu
         r#"
         select relname::text as "name!" from pg_class
         where oid in (select to_regclass(name) from unnest($1::text[]) as name)
-          and exists (select from unnest(reloptions) as option
-                      where option in ('autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0'))
+          and exists (select from pg_options_to_table(reloptions)
+                      where case option_name when 'autovacuum_enabled' then not option_value::boolean end)
         "#,
         tables,
     )
@@ -181,6 +183,40 @@ pub(crate) async fn lacking(
         privileges,
     )
     .fetch_all(pool)
+    .await
+}
+
+/// Whether this role may vacuum the outbox. Without the right `vacuum` is no error: PostgreSQL warns and
+/// does nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Vacuum {
+    /// Whether it may.
+    pub is_allowed: bool,
+    /// Whether there is a right that can be granted, `maintain`: from PostgreSQL 17 on.
+    pub has_maintain: bool,
+    /// Who may.
+    pub owner: String,
+}
+
+/// Asks for the right to vacuum the outbox; none when there is no outbox.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn vacuum(pool: &PgPool) -> Result<Option<Vacuum>, sqlx::Error> {
+    sqlx::query_as!(
+        Vacuum,
+        r#"
+        select pg_has_role(datdba, 'usage')
+               or case when version.has_maintain then has_table_privilege(class.oid, 'maintain')
+                  else pg_has_role(relowner, 'usage') end as "is_allowed!",
+               version.has_maintain as "has_maintain!", quote_ident(pg_get_userbyid(relowner)) as "owner!"
+        from pg_class as class
+        join pg_database on datname = current_database()
+        cross join (select current_setting('server_version_num')::int >= 170000 as has_maintain) as version
+        where class.oid = to_regclass('outbox')
+        "#
+    )
+    .fetch_optional(pool)
     .await
 }
 

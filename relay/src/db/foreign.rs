@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 use super::outbox::{self, Read};
-use super::status::{Backlog, COUNTED};
+use super::status::{Backlog, COUNTED, GAPS};
 use crate::foreign::{Column, ForeignOutbox, Sequence, Table, TopicTemplate};
 use crate::publish::core::ParkedEvent;
 use crate::publish::row::{Event, ForeignEvent, Row};
@@ -298,7 +298,7 @@ pub(crate) async fn backlog(pool: &PgPool, sink: &str, source: &str) -> Result<O
              from sink, unnest(int8multirange(int8range(1, greatest(next, 1))) - published) as range
              order by 1
          ), open as (
-             select from_seq, to_seq, true as below from gap
+             (select from_seq, to_seq, true as below from gap limit $3)
              union all
              select next, 9223372036854775807, false from sink
          ), event as materialized (
@@ -308,14 +308,16 @@ pub(crate) async fn backlog(pool: &PgPool, sink: &str, source: &str) -> Result<O
                  where source.seq between open.from_seq and open.to_seq order by source.seq limit $2
              ) as pending
              limit $2
+         ), drawn as (
+             select count(*) as gaps, coalesce(sum(to_seq - from_seq + 1), 0)::int8 as numbers from gap
          )
-         select count(*), greatest(coalesce((select max(seq) from {name} as source), 0) + 1 - (select next from sink), 0),
-                (select coalesce(sum(to_seq - from_seq + 1), 0)::int8 from gap) - count(*) filter (where below)
+         select count(*), count(*) filter (where below), (select gaps from drawn), (select numbers from drawn),
+                greatest(coalesce((select max(seq) from {name} as source), 0) + 1 - (select next from sink), 0)
          from event"
     );
-    let (counted, above, holes) =
-        sqlx::query_as(AssertSqlSafe(counted)).bind(sink).bind(COUNTED).fetch_one(pool).await?;
-    Ok(Some(Backlog { counted, above, oldest: None, holes }))
+    let (counted, below, gaps, drawn, above) =
+        sqlx::query_as(AssertSqlSafe(counted)).bind(sink).bind(COUNTED).bind(GAPS).fetch_one(pool).await?;
+    Ok(Some(Backlog { counted, below, gaps, drawn, above, oldest: None }))
 }
 
 /// SQL for what stands for some columns' text where a UUID is needed: the first half of a SHA-256. Each

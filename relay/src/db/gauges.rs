@@ -3,13 +3,13 @@
 
 use sqlx::PgPool;
 
-use super::foreign;
+use super::{foreign, status};
+use crate::publish::source::OUTBOX;
 
 /// How a sink stands.
 #[derive(Debug, Default)]
 pub(crate) struct SinkState {
-    /// Committed events that are not settled. Past ten thousand of them below the highest settled
-    /// number, open holes among those are counted as well.
+    /// Committed events that are not settled; too many to count, the span of their numbers.
     pub pending: i64,
     /// Age of the oldest of them, 0 without one; a foreign table's rows tell none.
     pub oldest_pending_seconds: f64,
@@ -36,74 +36,15 @@ pub(crate) struct MailState {
     pub unknown: i64,
 }
 
-/// The state of a sink; all zero before its first term.
-///
-/// What is not settled lies in the gaps of `published` and above its end, and retention removes
-/// nothing there: no dead row is ever walked over. At most a thousand gaps are looked into.
+/// The state of a sink; all zero before its first term. What is pending is counted as `relay status`
+/// counts it, in the table that the sink reads.
 ///
 /// # Errors
-/// Whatever the database says.
+/// Whatever the database says, also that a foreign table cannot be read.
 pub(crate) async fn sink(pool: &PgPool, sink: &str, holder: &str) -> Result<SinkState, sqlx::Error> {
-    sqlx::query_as!(
-        SinkState,
-        r#"
-        with sink as (
-            select published, coalesce(upper(published), 1) as ahead, paused_at is not null as paused, epoch,
-                   coalesce(holder = $2 and lease_until > clock_timestamp(), false) as leader
-            from relay_sinks where sink = $1
-        ), gap as (
-            select lower(range) as from_seq, upper(range) as to_seq
-            from sink, unnest(int8multirange(int8range(1, ahead)) - published) as range
-        ), few as (
-            select from_seq, to_seq from gap limit 1000
-        ), below as (
-            select count(*) as events
-            from (select from few cross join lateral (
-                      select from outbox where seq >= from_seq and seq < to_seq limit 10000
-                  ) as event limit 10000) as event
-        ), drawn as (
-            select coalesce(sum(to_seq - from_seq), 0)::int8 as numbers from gap
-        ), above as (
-            select coalesce(max(top.seq) - ahead + 1, 0) as events
-            from sink left join lateral (
-                select seq from outbox where seq >= ahead order by seq desc limit 1
-            ) as top on true
-            group by ahead
-        ), oldest as (
-            select min(created_at) as created_at
-            from (select from_seq, to_seq from few union all select ahead, null from sink) as open
-            cross join lateral (
-                select created_at from outbox
-                where seq >= from_seq and seq < coalesce(to_seq, 9223372036854775807) order by seq limit 1
-            ) as event
-        )
-        select case when below.events < 10000 then below.events else drawn.numbers end
-                   + coalesce((select events from above), 0) as "pending!",
-               coalesce(greatest(extract(epoch from clock_timestamp() - oldest.created_at), 0), 0)::float8
-                   as "oldest_pending_seconds!",
-               case when below.events < 10000 then drawn.numbers - below.events else 0 end as "holes!",
-               (select count(*) from (select from relay_dead where sink = $1 limit 100000) as dead) as "dead!",
-               coalesce((select leader from sink), false) as "leader!",
-               coalesce((select paused from sink), false) as "paused!",
-               coalesce((select epoch from sink), 0) as "epoch!"
-        from below, drawn, oldest
-        "#,
-        sink,
-        holder,
-    )
-    .fetch_one(pool)
-    .await
-}
-
-/// The state of a sink that reads a foreign table; all zero before its first term. What is pending is
-/// counted up to [`status::COUNTED`](super::status::COUNTED), and told by the span of the numbers above.
-///
-/// # Errors
-/// Whatever the database says, also that the table cannot be read.
-pub(crate) async fn foreign_sink(pool: &PgPool, sink: &str, holder: &str) -> Result<SinkState, sqlx::Error> {
     let Some(row) = sqlx::query!(
         r#"
-        select source, epoch, paused_at is not null as "paused!",
+        select source, epoch, paused_at is not null as "paused!", clock_timestamp() as "now!",
                coalesce(holder = $2 and lease_until > clock_timestamp(), false) as "leader!",
                (select count(*) from (select from relay_dead where sink = $1 limit 100000) as dead) as "dead!"
         from relay_sinks where sink = $1
@@ -116,11 +57,15 @@ pub(crate) async fn foreign_sink(pool: &PgPool, sink: &str, holder: &str) -> Res
     else {
         return Ok(SinkState::default());
     };
-    let backlog = foreign::backlog(pool, sink, &row.source).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let backlog = match row.source.as_str() {
+        OUTBOX => status::backlog(pool, sink).await?,
+        source => foreign::backlog(pool, sink, source).await?.ok_or(sqlx::Error::RowNotFound)?,
+    };
+    let age = backlog.oldest.and_then(|oldest| (row.now - oldest).to_std().ok());
     Ok(SinkState {
         pending: backlog.pending().0,
-        oldest_pending_seconds: 0.0,
-        holes: backlog.holes,
+        oldest_pending_seconds: age.unwrap_or_default().as_secs_f64(),
+        holes: backlog.holes(),
         dead: row.dead,
         leader: row.leader,
         paused: row.paused,

@@ -14,6 +14,7 @@ pub(crate) mod notifications;
 pub(crate) mod outbox;
 pub(crate) mod replays;
 pub(crate) mod retention;
+pub(crate) mod sinks;
 pub(crate) mod status;
 
 use std::time::Duration;

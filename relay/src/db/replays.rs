@@ -200,7 +200,7 @@ pub(crate) async fn page(
     Ok(rows.into_iter().map(Row::from).collect())
 }
 
-/// Keeps a new replay and gives its id.
+/// Keeps a new replay and gives its first run.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -211,13 +211,13 @@ pub(crate) async fn start(
     filter: &Filter,
     total: i64,
     by: &str,
-) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar!(
+) -> Result<Attempt, sqlx::Error> {
+    let row = sqlx::query!(
         r#"
         insert into relay_replays (sink, topic, orders, types, from_time, to_time, from_seq, to_seq, position,
                                    total, started_by)
         values ($1, $2, $3, $4, $5, $6, $7::int8, $8, $7::int8 - 1, $9, $10)
-        returning replay_id
+        returning replay_id, attempt
         "#,
         sink.as_str(),
         topic,
@@ -231,7 +231,8 @@ pub(crate) async fn start(
         by,
     )
     .fetch_one(connection)
-    .await
+    .await?;
+    Ok(Attempt { replay: row.replay_id, number: row.attempt })
 }
 
 /// The replays of a sink, newest first; only one when an id is given.
@@ -259,39 +260,86 @@ pub(crate) async fn list(
     .await
 }
 
-/// Sets a stopped replay going again.
+/// One run of a replay: every write names it, and one of an earlier run changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    /// Of this replay.
+    pub replay: i64,
+    /// The first, the second …
+    pub number: i32,
+}
+
+/// Where a replay goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Resumed {
+    /// The new run.
+    pub attempt: Attempt,
+    /// Highest number that is done.
+    pub position: i64,
+    /// Events published so far.
+    pub published: i64,
+}
+
+/// Sets a replay going again that was stopped, or of which nothing was seen for a minute; none when it
+/// runs or is done. That one process at a time goes on with it rests on this one statement: of two at
+/// once the second waits for the first one's row, and then finds it running.
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn go_on(connection: &mut PgConnection, id: i64) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "update relay_replays set state = 'running', ended_at = null, seen_at = clock_timestamp() where replay_id = $1",
+pub(crate) async fn go_on(connection: &mut PgConnection, id: i64) -> Result<Option<Resumed>, sqlx::Error> {
+    let row = sqlx::query!(
+        "update relay_replays
+         set state = 'running', attempt = attempt + 1, ended_at = null, seen_at = clock_timestamp()
+         where replay_id = $1
+           and (state = 'stopped' or state = 'running' and seen_at <= clock_timestamp() - interval '1 minute')
+         returning attempt, position, published",
         id,
     )
-    .execute(connection)
-    .await
-    .map(drop)
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| Resumed {
+        attempt: Attempt { replay: id, number: row.attempt },
+        position: row.position,
+        published: row.published,
+    }))
 }
 
-/// Notes how far a replay is.
+/// Notes how far a replay is; says whether this run is still the present one.
 ///
 /// # Errors
 /// Whatever the database says.
 pub(crate) async fn advance(
     pool: &PgPool,
-    id: i64,
+    attempt: Attempt,
     position: i64,
     published: i64,
     refused: i64,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
         "update relay_replays
-         set position = $2, published = published + $3, refused = refused + $4, seen_at = clock_timestamp()
-         where replay_id = $1",
-        id,
+         set position = $3, published = published + $4, refused = refused + $5, seen_at = clock_timestamp()
+         where replay_id = $1 and attempt = $2 and state = 'running'",
+        attempt.replay,
+        attempt.number,
         position,
         published,
         refused,
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Shows that a replay runs, however long Kafka takes for a page.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn seen(pool: &PgPool, attempt: Attempt) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update relay_replays set seen_at = clock_timestamp()
+         where replay_id = $1 and attempt = $2 and state = 'running'",
+        attempt.replay,
+        attempt.number,
     )
     .execute(pool)
     .await
@@ -302,11 +350,12 @@ pub(crate) async fn advance(
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn end(pool: &PgPool, id: i64, done: bool) -> Result<(), sqlx::Error> {
+pub(crate) async fn end(pool: &PgPool, attempt: Attempt, done: bool) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "update relay_replays set state = case when $2 then 'done' else 'stopped' end, ended_at = clock_timestamp()
-         where replay_id = $1",
-        id,
+        "update relay_replays set state = case when $3 then 'done' else 'stopped' end, ended_at = clock_timestamp()
+         where replay_id = $1 and attempt = $2 and state = 'running'",
+        attempt.replay,
+        attempt.number,
         done,
     )
     .execute(pool)

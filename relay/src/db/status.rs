@@ -8,6 +8,8 @@ use sqlx::PgPool;
 
 /// Counts go up to here and no further.
 pub(crate) const COUNTED: i64 = 10_000;
+/// So many gaps are looked into; what lies in others counts as holes.
+pub(crate) const GAPS: i64 = 1_000;
 
 /// A row of `relay_sinks`.
 #[derive(Clone, Debug)]
@@ -65,30 +67,46 @@ pub(crate) async fn sinks(pool: &PgPool) -> Result<Vec<Sink>, sqlx::Error> {
     .await
 }
 
-/// What a sink has still to do.
+/// What a sink has still to do: what lies above the highest settled number, and in the gaps below it.
 #[derive(Clone, Debug)]
 pub(crate) struct Backlog {
-    /// Committed and not settled; [`COUNTED`] means so many or more.
+    /// Events that are committed and not settled; [`COUNTED`] means so many or more.
     pub counted: i64,
-    /// Numbers above the highest settled one: about as many events are pending when they are too
-    /// many to count.
+    /// Those of them in gaps.
+    pub below: i64,
+    /// Gaps; the first [`GAPS`] are looked into.
+    pub gaps: i64,
+    /// Numbers in all gaps.
+    pub drawn: i64,
+    /// Numbers from the highest settled one up to that of the last event.
     pub above: i64,
     /// When the oldest of them was written, where the table tells it.
     pub oldest: Option<DateTime<Utc>>,
-    /// Numbers that were drawn and belong to no visible row.
-    pub holes: i64,
 }
 
 impl Backlog {
-    /// How many events are pending, and whether that is their exact number.
+    /// How many events are pending, and whether that is their exact number: too many to count, they are
+    /// told by the span of their numbers.
     #[must_use]
     pub(crate) fn pending(&self) -> (i64, bool) {
-        let exact = self.counted < COUNTED;
-        (if exact { self.counted } else { self.counted.max(self.above) }, exact)
+        if self.counted < COUNTED && self.gaps <= GAPS {
+            return (self.counted, true);
+        }
+        let below = if self.below < COUNTED { self.below } else { self.drawn };
+        (self.counted.max(below + self.above), false)
+    }
+
+    /// Numbers that were drawn and belong to no visible row; none when the gaps hold too many events to
+    /// count.
+    #[must_use]
+    pub(crate) fn holes(&self) -> i64 {
+        if self.below < COUNTED { self.drawn - self.below } else { 0 }
     }
 }
 
-/// Counts in the orders' outbox above the highest settled number, and in the gaps below it, through the primary key.
+/// Counts in the orders' outbox, through the primary key, for `relay status` and for the metrics.
+///
+/// Retention removes nothing of what is looked at, so no dead row is ever walked over.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -103,7 +121,7 @@ pub(crate) async fn backlog(pool: &PgPool, sink: &str) -> Result<Backlog, sqlx::
             from sink, unnest(int8multirange(int8range(1, greatest(next, 1))) - published) as range
             order by 1
         ), open as (
-            select from_seq, to_seq, true as below from gap
+            (select from_seq, to_seq, true as below from gap limit $3)
             union all
             select next, 9223372036854775807, false from sink
         ), event as materialized (
@@ -113,16 +131,18 @@ pub(crate) async fn backlog(pool: &PgPool, sink: &str) -> Result<Backlog, sqlx::
                 order by seq limit $2
             ) as pending
             limit $2
+        ), drawn as (
+            select count(*) as gaps, coalesce(sum(to_seq - from_seq + 1), 0)::int8 as numbers from gap
         )
-        select count(*) as "counted!",
+        select count(*) as "counted!", count(*) filter (where below) as "below!",
+               (select gaps from drawn) as "gaps!", (select numbers from drawn) as "drawn!",
                greatest(coalesce((select max(seq) from outbox), 0) + 1 - (select next from sink), 0) as "above!",
-               min(created_at) as oldest,
-               (select coalesce(sum(to_seq - from_seq + 1), 0)::int8 from gap)
-                 - count(*) filter (where below) as "holes!"
+               min(created_at) as oldest
         from event
         "#,
         sink,
         COUNTED,
+        GAPS,
     )
     .fetch_one(pool)
     .await
@@ -233,4 +253,21 @@ pub(crate) async fn mails(pool: &PgPool) -> Result<Mails, sqlx::Error> {
     )
     .fetch_one(pool)
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_to_count_is_told_by_the_span_of_its_numbers() {
+        let few = Backlog { counted: 36, below: 6, gaps: 1, drawn: 10, above: 30, oldest: None };
+        assert_eq!((few.pending(), few.holes()), ((36, true), 4));
+        let above = Backlog { counted: COUNTED, above: 2_000_000, ..few.clone() };
+        assert_eq!((above.pending(), above.holes()), ((2_000_006, false), 4));
+        let below = Backlog { counted: COUNTED, below: COUNTED, drawn: 2_000_000, ..few.clone() };
+        assert_eq!((below.pending(), below.holes()), ((2_000_030, false), 0));
+        let torn = Backlog { gaps: GAPS + 1, drawn: 5_000, ..few };
+        assert_eq!((torn.pending(), torn.holes()), ((36, false), 4_994));
+    }
 }

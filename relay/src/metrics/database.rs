@@ -84,12 +84,8 @@ impl Database {
 
     async fn look(&self) -> Result<(), sqlx::Error> {
         if let Some(gauges) = &self.sink {
-            let Asks { sink, is_foreign, holder } = &self.asks;
-            gauges.set(&if *is_foreign {
-                gauges::foreign_sink(&self.pool, sink, holder).await?
-            } else {
-                gauges::sink(&self.pool, sink, holder).await?
-            });
+            let Asks { sink, holder, .. } = &self.asks;
+            gauges.set(&gauges::sink(&self.pool, sink, holder).await?);
         }
         if let Some(gauges) = &self.mail {
             gauges.set(&gauges::mail(&self.pool).await?);

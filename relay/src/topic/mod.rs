@@ -4,6 +4,7 @@
 pub(crate) mod admin;
 pub(crate) mod partitioner;
 pub(crate) mod read;
+pub(crate) mod write;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use crate::commands::CommandError;
 use crate::commands::finding::Finding;
 use crate::commands::text::{seconds, span};
-use crate::db::doctor::{self, Lacking, Override, Sequence, Session};
+use crate::db::doctor::{self, Lacking, Override, Sequence, Session, Setting};
 
 /// The oldest version that the SQL is written for.
 const OLDEST: i64 = 15;
@@ -49,6 +49,7 @@ pub(super) async fn check(pool: &PgPool) -> Vec<Finding> {
         schema(pool).await,
         sequence(pool).await,
         rights(pool, &session).await,
+        vacuum(pool, &session).await,
         autovacuum(pool).await,
         clock(pool).await,
     ];
@@ -72,8 +73,11 @@ async fn settings(pool: &PgPool, session: &Session) -> Result<Vec<Finding>, sqlx
         "fsync",
         "full_page_writes",
         "synchronous_commit",
+        "synchronous_standby_names",
         "autovacuum",
         "idle_in_transaction_session_timeout",
+        "statement_timeout",
+        "transaction_timeout",
         "default_transaction_read_only",
     ]
     .map(str::to_owned);
@@ -103,7 +107,8 @@ async fn settings(pool: &PgPool, session: &Session) -> Result<Vec<Finding>, sqlx
         });
     }
     let overrides = doctor::overrides(pool).await?;
-    findings.push(synchronous_commit(value("synchronous_commit"), &overrides));
+    let has_standby = !value("synchronous_standby_names").is_empty();
+    findings.push(synchronous_commit(value("synchronous_commit"), &overrides, has_standby));
     findings.push(match value("autovacuum") {
         "off" => Finding::warning(
             "postgresql autovacuum",
@@ -112,16 +117,7 @@ async fn settings(pool: &PgPool, session: &Session) -> Result<Vec<Finding>, sqlx
         ),
         on => Finding::ok("postgresql autovacuum", on),
     });
-    findings.push(Finding::ok(
-        "postgresql idle_in_transaction",
-        match value("idle_in_transaction_session_timeout") {
-            "0" => {
-                "no limit: a forgotten transaction keeps its holes open, delays nobody, and holds up vacuum"
-                    .to_owned()
-            }
-            millis => format!("ended after {millis} ms"),
-        },
-    ));
+    findings.extend(settings.iter().filter_map(|setting| timeout(setting, &session.role)));
     findings.push(if session.free_connections < CONNECTIONS {
         Finding::warning(
             "postgresql max_connections",
@@ -147,28 +143,72 @@ fn version(shown: &str, number: &str) -> Finding {
     }
 }
 
+/// What ends a statement, or a transaction, of this role. The relay's own are short, but for a vacuum, and
+/// are repeated when they are cut off; one that is cut off every time never succeeds.
+fn timeout(Setting { name, value, source }: &Setting, role: &str) -> Option<Finding> {
+    let (check, cut_off) = match name.as_str() {
+        "statement_timeout" => {
+            ("postgresql statement_timeout", "the vacuum of the outbox, or a read behind a slow disk")
+        }
+        "transaction_timeout" => ("postgresql transaction_timeout", "a batch of notify on a busy machine"),
+        "idle_in_transaction_session_timeout" => {
+            ("postgresql idle_in_transaction", "a transaction of a relay that gets no processor for so long")
+        }
+        _ => return None,
+    };
+    // What the whole server has against forgotten transactions is to be welcomed: it closes their holes.
+    let is_own = matches!(source.as_str(), "user" | "database" | "database user");
+    Some(match value.as_str() {
+        "0" if check == "postgresql idle_in_transaction" => Finding::ok(
+            check,
+            "no limit: a forgotten transaction keeps its holes open, delays nobody, and holds up vacuum",
+        ),
+        "0" => Finding::ok(check, "no limit"),
+        millis if check == "postgresql idle_in_transaction" && !is_own => {
+            Finding::ok(check, format!("ended after {millis} ms"))
+        }
+        millis => Finding::warning(
+            check,
+            format!("{millis} ms for the relay ({source}): it may cut off {cut_off}"),
+            format!("alter role {role} set {name} = 0"),
+        ),
+    })
+}
+
 /// The API has perhaps another role: its setting decides whether an answered order survives.
-fn synchronous_commit(ours: &str, overrides: &[Override]) -> Finding {
+fn synchronous_commit(ours: &str, overrides: &[Override], has_standby: bool) -> Finding {
     const CHECK: &str = "postgresql synchronous_commit";
-    let of_others: Vec<_> = overrides
-        .iter()
-        .filter(|other| other.setting == "synchronous_commit=off")
-        .map(|other| other.role.as_deref().unwrap_or("every role of this database"))
-        .collect();
+    // As they were written: PostgreSQL keeps the words, and takes these for the same.
+    let set_to = |words: &'static [&'static str]| {
+        let with = move |other: &&Override| {
+            let value = other.setting.strip_prefix("synchronous_commit=").map(str::to_lowercase);
+            value.is_some_and(|value| words.contains(&value.as_str()))
+        };
+        let role =
+            |other: &Override| other.role.clone().unwrap_or_else(|| "every role of this database".to_owned());
+        overrides.iter().filter(with).map(role).collect::<Vec<_>>().join(", ")
+    };
+    let (off, local) = (set_to(&["off", "false", "no", "0"]), set_to(&["local"]));
     if ours == "off" {
         Finding::error(
             CHECK,
             "off: a crash loses orders that were answered with 201",
             "alter system set synchronous_commit = on; select pg_reload_conf(); and look at alter role, alter database",
         )
-    } else if !of_others.is_empty() {
+    } else if !off.is_empty() {
         Finding::error(
             CHECK,
-            format!(
-                "off for {}: if the API connects as that, a crash loses orders that were answered",
-                of_others.join(", ")
-            ),
+            format!("off for {off}: if the API connects as that, a crash loses orders that were answered"),
             "alter role ... reset synchronous_commit",
+        )
+    } else if has_standby && (ours == "local" || !local.is_empty()) {
+        let whose = if local.is_empty() { "this role" } else { local.as_str() };
+        Finding::warning(
+            CHECK,
+            format!(
+                "local for {whose}: a commit does not wait for the synchronous standby, and a failover to it may lose orders that were answered"
+            ),
+            "alter role ... reset synchronous_commit, or set it to on",
         )
     } else {
         Finding::ok(CHECK, ours)
@@ -289,6 +329,32 @@ async fn rights(pool: &PgPool, session: &Session) -> Result<Vec<Finding>, sqlx::
     Ok(findings)
 }
 
+/// Retention vacuums by itself while it catches up, and PostgreSQL only warns when it may not.
+async fn vacuum(pool: &PgPool, session: &Session) -> Result<Vec<Finding>, sqlx::Error> {
+    const CHECK: &str = "vacuum";
+    // That there is no outbox is said of the schema.
+    let Some(vacuum) = doctor::vacuum(pool).await? else { return Ok(Vec::new()) };
+    let Session { role, .. } = session;
+    Ok(vec![if vacuum.is_allowed {
+        Finding::ok(CHECK, format!("role {role} may vacuum the outbox"))
+    } else {
+        Finding::warning(
+            CHECK,
+            format!(
+                "role {role} may not vacuum the outbox: after many removed rows it grows until autovacuum comes"
+            ),
+            if vacuum.has_maintain {
+                format!("grant maintain on outbox to {role}")
+            } else {
+                format!(
+                    "grant {} to {role}; before PostgreSQL 17 only the owner of a table may vacuum it",
+                    vacuum.owner
+                )
+            },
+        )
+    }])
+}
+
 async fn autovacuum(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
     let tables = RIGHTS.map(|(table, _)| table.to_owned());
     let without = doctor::without_autovacuum(pool, &tables).await?;
@@ -327,4 +393,37 @@ async fn clock(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
     } else {
         Finding::ok("clocks", found)
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::finding::Severity;
+
+    fn other(setting: &str) -> Override {
+        Override { role: Some("api".to_owned()), setting: setting.to_owned() }
+    }
+
+    #[test]
+    fn every_spelling_of_synchronous_commit_off_is_an_error_and_nothing_else_is() {
+        let severity = |setting: &str| synchronous_commit("on", &[other(setting)], false).severity;
+        for off in ["off", "OFF", "false", "no", "0"] {
+            assert_eq!(severity(&format!("synchronous_commit={off}")), Severity::Error, "{off}");
+        }
+        for on in ["on", "true", "1", "local", "remote_write", "remote_apply"] {
+            assert_eq!(severity(&format!("synchronous_commit={on}")), Severity::Ok, "{on}");
+        }
+        assert_eq!(severity("autovacuum=off"), Severity::Ok);
+        assert_eq!(synchronous_commit("off", &[], false).severity, Severity::Error);
+    }
+
+    #[test]
+    fn a_commit_that_does_not_wait_for_the_synchronous_standby_is_told() {
+        let local = other("synchronous_commit=local");
+        let found = synchronous_commit("on", std::slice::from_ref(&local), true);
+        assert!(found.severity == Severity::Warning && found.found.contains("api"), "{found:?}");
+        assert_eq!(synchronous_commit("local", &[], true).severity, Severity::Warning);
+        assert_eq!(synchronous_commit("local", &[local], false).severity, Severity::Ok, "there is none");
+        assert_eq!(synchronous_commit("on", &[], true).severity, Severity::Ok);
+    }
 }

@@ -5,9 +5,11 @@ use crate::commands::topic;
 use crate::config::SmtpArgs;
 use crate::kafka::Settings;
 use crate::mail::{Reachable, SmtpServer};
+use crate::retention::Ages;
 use crate::topic::admin;
+use crate::topic::write::{self, Produce};
 
-pub(super) async fn check_kafka(settings: &Settings, dead_topic: String) -> Vec<Finding> {
+pub(super) async fn check_kafka(settings: &Settings, dead_topic: String, ages: &Ages) -> Vec<Finding> {
     let cluster = match admin::describe(settings).await {
         Ok(cluster) => cluster,
         Err(error) => {
@@ -21,12 +23,33 @@ pub(super) async fn check_kafka(settings: &Settings, dead_topic: String) -> Vec<
         None => "version not told (Kafka 4 and later do not)".to_owned(),
     };
     let mut findings = vec![Finding::ok("kafka", format!("brokers: {}, {version}", cluster.brokers))];
-    findings.extend(topic::check(&cluster, &settings.topic, settings.message_bytes()));
+    findings.extend(topic::check(&cluster, &settings.topic, settings.message_bytes(), ages));
+    findings.push(may_produce(settings).await);
     let letters = Settings { topic: dead_topic, ..settings.clone() };
     if let Ok(cluster) = admin::describe(&letters).await {
         findings.push(topic::letters(&cluster, &letters.topic, settings.message_bytes()));
     }
     findings
+}
+
+/// What Kafka lets a producer ask for before its first event. Since Kafka 2.8 that takes Write on any topic,
+/// before it IdempotentWrite on the cluster: Write on this very topic shows only when an event is written.
+async fn may_produce(settings: &Settings) -> Finding {
+    const CHECK: &str = "kafka producer";
+    match write::may_produce(settings).await {
+        Ok(Produce::Allowed) => Finding::ok(CHECK, "Kafka lets this principal produce"),
+        Ok(Produce::Refused(words)) => Finding::error(
+            CHECK,
+            format!("Kafka gives no producer id: {words}"),
+            format!("grant Write and Describe on topic {} to the relay's principal", settings.topic),
+        ),
+        Ok(Produce::Silent) => Finding::warning(
+            CHECK,
+            "Kafka gave no producer id in time: it may be busy, or have too few brokers for its transaction log",
+            "look into the broker's log",
+        ),
+        Err(error) => Finding::error(CHECK, error.to_string(), "correct KAFKA_PROPERTIES"),
+    }
 }
 
 pub(super) async fn check_mail(smtp: &SmtpServer, args: &SmtpArgs) -> Vec<Finding> {

@@ -1,6 +1,7 @@
 //! The replay itself: page by page, each event after the earlier ones of its order, at a bounded rate.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 
 use super::super::stop_signal;
 use crate::config::ReplayArgs;
-use crate::db::replays::{self, Filter};
+use crate::db::replays::{self, Attempt, Filter};
 use crate::kafka::{Answer, Producer, Settings};
 use crate::metrics;
 use crate::publish::core::{Input, Verdict};
@@ -26,6 +27,8 @@ const PAGE_BYTES: i64 = 16 << 20;
 const WAIT: Duration = Duration::from_millis(500);
 /// How often a line says how far it is, where there is no terminal.
 const LINES: Duration = Duration::from_secs(5);
+/// How often it is noted that the replay runs: several times within the minute after which it counts as gone.
+const SEEN: Duration = Duration::from_secs(10);
 
 /// Why a replay ended before its end.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(super) enum Stopped {
     Away(String),
     /// It cannot go on.
     Failed(String),
+    /// It slept for so long that another process has gone on with it.
+    Overtaken,
 }
 
 impl From<sqlx::Error> for Stopped {
@@ -78,7 +83,7 @@ pub(super) async fn run(
     args: &ReplayArgs,
     pool: &PgPool,
     kafka: Settings,
-    id: i64,
+    attempt: Attempt,
     filter: &Filter,
     position: i64,
     progress: Progress,
@@ -97,9 +102,10 @@ pub(super) async fn run(
         trouble: "no answer".to_owned(),
         progress,
     };
-    let pages = sender.pages(pool, sink, id, filter, position, i64::from(args.rate));
+    let pages = sender.pages(pool, sink, attempt, filter, position, i64::from(args.rate));
     let end = tokio::select! {
         end = pages => end,
+        never = show(pool, attempt) => match never {},
         // What is with Kafka may arrive; it comes again with the page when the replay goes on.
         () = stop_signal() => Err(Stopped::ByHand),
     };
@@ -108,6 +114,15 @@ pub(super) async fn run(
     let producer = sender.producer;
     let _ = tokio::task::spawn_blocking(move || producer.discard()).await;
     end
+}
+
+/// Shows again and again that the replay runs. A time that fails is made up for by the next one, and
+/// when the database stays away the pages say so.
+async fn show(pool: &PgPool, attempt: Attempt) -> Infallible {
+    loop {
+        tokio::time::sleep(SEEN).await;
+        let _ = replays::seen(pool, attempt).await;
+    }
 }
 
 /// What a page became.
@@ -136,7 +151,7 @@ impl Sender {
         &mut self,
         pool: &PgPool,
         sink: &SinkName,
-        id: i64,
+        attempt: Attempt,
         filter: &Filter,
         mut position: i64,
         rate: i64,
@@ -151,7 +166,9 @@ impl Sender {
                 done.refused += i64::from(self.gate.admit(row).is_some());
             }
             self.send(&mut done).await?;
-            replays::advance(pool, id, last, done.published, done.refused).await?;
+            if !replays::advance(pool, attempt, last, done.published, done.refused).await? {
+                return Err(Stopped::Overtaken);
+            }
             position = last;
         }
     }

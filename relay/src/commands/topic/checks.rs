@@ -1,16 +1,23 @@
 //! Which settings of a topic and its brokers undo a guarantee. Pure; shared with `relay doctor`.
 
+use std::time::Duration;
+
 use crate::commands::finding::Finding;
 use crate::commands::text::span;
+use crate::retention::Ages;
 use crate::topic::admin::{Cluster, Description};
 
-/// Rows of the outbox are kept for so long after they are published.
-const OUTBOX_DAYS: i64 = 7;
-const DAY_MS: i64 = 24 * 3600 * 1000;
+/// Seconds.
+const DAY: u64 = 24 * 3600;
 
 /// Everything that can be said of the topic. `message_bytes` is the largest message that the relay
-/// sends.
-pub(in crate::commands) fn check(cluster: &Cluster, name: &str, message_bytes: i64) -> Vec<Finding> {
+/// sends, `ages` is how long the relay keeps rows.
+pub(in crate::commands) fn check(
+    cluster: &Cluster,
+    name: &str,
+    message_bytes: i64,
+    ages: &Ages,
+) -> Vec<Finding> {
     let Some(topic) = &cluster.topic else {
         let mend = "relay topic apply --partitions N, with as many partitions as you will ever need";
         return vec![Finding::error("topic", format!("{name} does not exist"), mend)];
@@ -26,9 +33,10 @@ pub(in crate::commands) fn check(cluster: &Cluster, name: &str, message_bytes: i
         unclean(topic),
         message_size(topic, message_bytes),
         cleanup(topic),
-        retention(topic),
+        retention(topic, ages.outbox),
         timestamps(topic),
     ]);
+    findings.extend(dedup_keys(topic, ages.inbox));
     findings
 }
 
@@ -179,27 +187,62 @@ fn cleanup(topic: &Description) -> Finding {
     }
 }
 
-fn retention(topic: &Description) -> Finding {
+fn retention(topic: &Description, outbox: Option<Duration>) -> Finding {
     const CHECK: &str = "topic retention";
     let by_size = topic.number("retention.bytes").filter(|bytes| *bytes >= 0);
-    match (topic.number("retention.ms"), by_size) {
-        (Some(millis), _) if (0..OUTBOX_DAYS * DAY_MS).contains(&millis) => Finding::warning(
+    let rows = outbox.map_or_else(|| "for ever".to_owned(), |age| span(age.as_secs_f64()));
+    match (kept(topic), by_size) {
+        (Some(events), _) if outbox.is_none_or(|rows| events < rows) => Finding::warning(
             CHECK,
-            // Below 2^53: exact as a float.
             format!(
-                "{}: less than the {OUTBOX_DAYS} days for which the outbox keeps its rows, so `relay audit` cannot compare all of them, and a consumer that is away longer misses events",
-                span(millis as f64 / 1e3)
+                "{}, and the outbox keeps its rows {rows} (RELAY_RETENTION_DAYS): `relay audit` cannot compare all of them, and a consumer that is away longer misses events",
+                span(events.as_secs_f64())
             ),
-            format!("relay topic apply --retention {OUTBOX_DAYS}d"),
+            match outbox {
+                Some(rows) => format!("relay topic apply --retention {}d", rows.as_secs() / DAY),
+                None => "relay topic apply --retention forever".to_owned(),
+            },
         ),
         (_, Some(bytes)) => Finding::warning(
             CHECK,
             format!("by size, {bytes} bytes a partition: a burst may remove events that nobody has read"),
             "kafka-configs.sh --alter --add-config retention.bytes=-1",
         ),
-        (Some(millis), None) if millis >= 0 => Finding::ok(CHECK, span(millis as f64 / 1e3)),
-        _ => Finding::ok(CHECK, "for ever"),
+        (Some(events), None) => Finding::ok(CHECK, span(events.as_secs_f64())),
+        (None, None) => Finding::ok(CHECK, "for ever"),
     }
+}
+
+/// Events that outlive the dedup keys of `notify` are handled again when they are read again: after a
+/// reset of its offsets, for example. The notification has a key of its own, so that no second mail is
+/// made; but what an operator has skipped is made up for.
+fn dedup_keys(topic: &Description, keys: Option<Duration>) -> Option<Finding> {
+    const CHECK: &str = "notify dedup keys";
+    let keys = keys?;
+    let events = kept(topic);
+    if events.is_some_and(|events| events < keys) {
+        return Some(Finding::ok(CHECK, format!("kept {}, and events no longer", span(keys.as_secs_f64()))));
+    }
+    Some(Finding::warning(
+        CHECK,
+        format!(
+            "kept {} (RELAY_INBOX_RETENTION_DAYS), and events {}: one that is read again after that is handled again, and mailed if it was skipped",
+            span(keys.as_secs_f64()),
+            events.map_or_else(|| "for ever".to_owned(), |events| span(events.as_secs_f64()))
+        ),
+        match events {
+            Some(events) => {
+                format!("RELAY_INBOX_RETENTION_DAYS={} for every relay", events.as_secs() / DAY + 1)
+            }
+            None => "RELAY_INBOX_RETENTION_DAYS=0 for every relay".to_owned(),
+        },
+    ))
+}
+
+/// How long the topic keeps its events; none for ever.
+fn kept(topic: &Description) -> Option<Duration> {
+    let millis = topic.number("retention.ms")?;
+    u64::try_from(millis).ok().map(Duration::from_millis)
 }
 
 /// Kafka has no request that tells its time; what depends on its clock is told instead.
@@ -237,6 +280,9 @@ mod tests {
         Cluster { brokers: 3, topic, ..Cluster::default() }
     }
 
+    const AGES: Ages =
+        Ages { outbox: Some(Duration::from_secs(7 * DAY)), inbox: Some(Duration::from_secs(30 * DAY)) };
+
     const GOOD: [(&str, &str); 5] = [
         ("min.insync.replicas", "2"),
         ("unclean.leader.election.enable", "false"),
@@ -247,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_topic_as_it_should_be_has_no_finding() {
-        let findings = check(&cluster(&GOOD), "t", 1_000_000);
+        let findings = check(&cluster(&GOOD), "t", 1_000_000, &AGES);
         assert_eq!(worst(&findings), Severity::Ok, "{findings:?}");
     }
 
@@ -261,11 +307,14 @@ mod tests {
             ("cleanup.policy", "compact,delete", "cleanup.policy", Severity::Error),
             ("retention.ms", "3600000", "topic retention", Severity::Warning),
             ("retention.bytes", "1000000", "topic retention", Severity::Warning),
+            // No shorter than 30 days.
+            ("retention.ms", "-1", "notify dedup keys", Severity::Warning),
+            ("retention.ms", "2592000000", "notify dedup keys", Severity::Warning),
         ] {
             let mut settings = GOOD.to_vec();
             settings.retain(|(known, _)| *known != name);
             settings.push((name, value));
-            let findings = check(&cluster(&settings), "t", 1_000_000);
+            let findings = check(&cluster(&settings), "t", 1_000_000, &AGES);
             let bad: Vec<_> = findings.iter().filter(|finding| finding.severity > Severity::Ok).collect();
             assert_eq!(bad.len(), 1, "{name}={value}: {bad:?}");
             assert_eq!((bad[0].check.as_str(), bad[0].severity), (check_name, severity));
@@ -274,12 +323,31 @@ mod tests {
     }
 
     #[test]
+    fn how_long_events_must_stay_and_may_stay_is_what_the_relay_keeps() {
+        let found = |outbox: u64, inbox: u64| {
+            let age = |days: u64| (days > 0).then(|| Duration::from_secs(days * DAY));
+            let ages = Ages { outbox: age(outbox), inbox: age(inbox) };
+            // They stay for 14 days.
+            let findings = check(&cluster(&GOOD), "t", 1_000_000, &ages);
+            let bad = findings.into_iter().filter(|finding| finding.severity > Severity::Ok);
+            bad.map(|finding| (finding.check, finding.mend.unwrap_or_default())).collect::<Vec<_>>()
+        };
+        assert_eq!(found(14, 15), []);
+        assert_eq!(found(14, 0), []);
+        let pair = |check: &str, mend: &str| (check.to_owned(), mend.to_owned());
+        assert_eq!(found(15, 30), [pair("topic retention", "relay topic apply --retention 15d")]);
+        assert_eq!(found(0, 30), [pair("topic retention", "relay topic apply --retention forever")]);
+        let longer = "RELAY_INBOX_RETENTION_DAYS=15 for every relay";
+        assert_eq!(found(7, 14), [pair("notify dedup keys", longer)]);
+    }
+
+    #[test]
     fn brokers_that_are_away_are_told_by_what_they_had() {
         let mut cluster = cluster(&GOOD);
         if let Some(topic) = &mut cluster.topic {
             topic.partitions[0] = Partition { replicas: 3, in_sync: 1, led: false };
         }
-        let bad = check(&cluster, "t", 1_000_000);
+        let bad = check(&cluster, "t", 1_000_000, &AGES);
         assert_eq!(bad.iter().filter(|finding| finding.severity == Severity::Error).count(), 2, "{bad:?}");
     }
 }
