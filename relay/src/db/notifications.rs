@@ -36,8 +36,19 @@ pub(crate) struct Leased {
     pub traceparent: Option<String>,
 }
 
-/// Makes the notification of an event, if the order has an address; says whether it did. The dedup
-/// key (kind, order, version) is unique: invariant 8 rests on it.
+/// What came of making a notification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// There is one now.
+    Made,
+    /// There was one.
+    Exists,
+    /// The order has no address.
+    NoAddress,
+}
+
+/// Makes the notification of an event, if the order has an address. The dedup key (kind, order, version) is
+/// unique: invariant 8 rests on it.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -49,14 +60,19 @@ pub(crate) async fn insert(
     message_id: &str,
     data: &[u8],
     traceparent: Option<&str>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<Inserted, sqlx::Error> {
     let done = sqlx::query!(
         r#"
-        insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data,
-                                   traceparent)
-        select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb, $7
-        from orders where order_id = $3 and customer_email is not null
-        on conflict on constraint notifications_once do nothing
+        with addressed as (
+            select order_id, customer_email from orders where order_id = $3 and customer_email is not null
+        ), made as (
+            insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data,
+                                       traceparent)
+            select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb, $7 from addressed
+            on conflict on constraint notifications_once do nothing
+            returning notification_id
+        )
+        select exists (select from made) as "made!", exists (select from addressed) as "addressed!"
         "#,
         Uuid::now_v7(),
         kind.as_str(),
@@ -66,9 +82,13 @@ pub(crate) async fn insert(
         data,
         traceparent,
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(match (done.made, done.addressed) {
+        (true, _) => Inserted::Made,
+        (false, true) => Inserted::Exists,
+        (false, false) => Inserted::NoAddress,
+    })
 }
 
 /// Turns what was being sent by a process that is gone into `unknown`; says how many there were.
