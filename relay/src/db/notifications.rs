@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::mail::{Attempt, Kind, OnUnknown, Outcome, State};
 
-/// For so long after its first refusal a mail is tried again.
+/// A mail is given up when its waits between refusals have come to so long.
 const GIVE_UP: Duration = Duration::from_secs(24 * 3600);
 /// At most so many addresses are erased by one statement.
 const ERASE: i64 = 1_000;
@@ -172,6 +172,9 @@ pub(crate) struct Recorded {
 /// Records what became of attempts, each only for as long as its lease is ours: one statement and one
 /// round trip for all of them. What has been refused for [`GIVE_UP`] is `failed`, with the server's words.
 ///
+/// For how long that is, `refused_since` says: the time for which the mail was due, and nobody tried it or the
+/// server was away, moves it forward, so an outage spends nothing of it.
+///
 /// # Errors
 /// Whatever the database says; nothing is recorded then.
 pub(crate) async fn record(
@@ -186,38 +189,44 @@ pub(crate) async fn record(
     let words: Vec<Option<String>> =
         outcomes.iter().map(|outcome| outcome.attempt.words().map(str::to_owned)).collect();
     let spends: Vec<bool> = outcomes.iter().map(Outcome::spends_an_attempt).collect();
-    let waits: Vec<f64> =
-        outcomes.iter().map(|outcome| retry_after(outcome.attempts).as_secs_f64()).collect();
+    let waits: Vec<Option<f64>> =
+        outcomes.iter().map(|outcome| outcome.wait().map(|wait| wait.as_secs_f64())).collect();
     let bounded: Vec<bool> = outcomes
         .iter()
         .map(|outcome| match outcome.attempt {
             Attempt::Deferred(_) => true,
             Attempt::Unknown(_) => on_unknown == OnUnknown::Resend,
-            Attempt::Sent | Attempt::Failed(_) | Attempt::NotTried => false,
+            Attempt::Sent | Attempt::Failed(_) | Attempt::PutBack(_) | Attempt::NotTried => false,
         })
         .collect();
     sqlx::query_as!(
         Recorded,
         r#"
         with outcomes as (
-            select notification_id, spends, wait, words,
-                   case when spends and bounded and n.refused_since < clock_timestamp() - make_interval(secs => $8)
-                        then 'failed' else o.state end as state
+            select notification_id, o.state, spends, words, make_interval(secs => wait) as wait, bounded,
+                   n.refused_since + greatest(clock_timestamp() - n.next_attempt_at, interval '0') as refused_since
             from unnest($2::uuid[], $3::text[], $4::text[], $5::bool[], $6::float8[], $7::bool[])
                  as o (notification_id, state, words, spends, wait, bounded)
             join notifications n using (notification_id)
             where n.state = 'sending' and n.holder = $1
+        ), judged as (
+            select notification_id, spends, words, wait, refused_since,
+                   case when spends and bounded and refused_since < clock_timestamp() - make_interval(secs => $8)
+                        then 'failed' else state end as state
+            from outcomes
         )
         update notifications n
         set state = o.state, holder = null, lease_until = null,
             sent_at = case when o.state = 'sent' then clock_timestamp() end,
             failed_at = case when o.state = 'failed' then clock_timestamp() end,
             attempts = attempts + case when o.spends then 1 else 0 end,
-            refused_since = case when o.spends then coalesce(refused_since, clock_timestamp()) else refused_since end,
-            next_attempt_at = case when o.spends then clock_timestamp() + make_interval(secs => o.wait)
-                                   else next_attempt_at end,
+            -- Put back without a refusal, it waits for the server: that wait does not count either.
+            refused_since = case when o.spends then coalesce(o.refused_since, clock_timestamp())
+                                 when o.wait is not null then o.refused_since + o.wait
+                                 else n.refused_since end,
+            next_attempt_at = coalesce(clock_timestamp() + o.wait, next_attempt_at),
             last_error = coalesce(o.words, last_error)
-        from outcomes o
+        from judged o
         where n.notification_id = o.notification_id and n.state = 'sending' and n.holder = $1
         returning n.notification_id, n.state as "state: State", n.last_error
         "#,
@@ -226,19 +235,12 @@ pub(crate) async fn record(
         &states,
         &words as &[Option<String>],
         &spends,
-        &waits,
+        &waits as &[Option<f64>],
         &bounded,
         GIVE_UP.as_secs_f64(),
     )
     .fetch_all(pool)
     .await
-}
-
-/// 30 s, doubling up to an hour, jittered so that a crowd does not come back as one.
-fn retry_after(attempts: i32) -> Duration {
-    let doublings = u32::try_from(attempts.clamp(0, 7)).unwrap_or(0);
-    let whole = Duration::from_secs(30 * 2_u64.pow(doublings)).min(Duration::from_secs(3600));
-    whole.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 /// Erases the addresses of mails that were done with `age` ago, at most [`ERASE`] of them, and the

@@ -40,13 +40,7 @@ impl Failure {
     }
 
     fn of(step: Step, error: &Error) -> Self {
-        let trouble = if error.is_transient() {
-            Trouble::Transient
-        } else if error.is_permanent() {
-            Trouble::Permanent
-        } else {
-            Trouble::Broken
-        };
+        let trouble = error.status().map_or(Trouble::Broken, |code| Trouble::of(code.into()));
         let mut words = format!("{step}: {error}");
         let mut source = error.source();
         while let Some(cause) = source {
@@ -104,7 +98,7 @@ impl Server {
             Err(failure) => failure,
         };
         match (failure.step, failure.trouble) {
-            (_, Trouble::Transient | Trouble::Permanent)
+            (_, Trouble::Transient | Trouble::Closing | Trouble::Permanent)
             // It was there to be talked to, and the two do not understand each other.
             | (Step::Tls | Step::StartTls | Step::Login, Trouble::Broken) => Reachable::Refused(failure.words),
             (_, Trouble::Broken) => Reachable::No(failure.words),
