@@ -91,18 +91,35 @@ pub(crate) async fn insert(
     })
 }
 
-/// Turns what was being sent by a process that is gone into `unknown`; says how many there were.
+/// Turns what another process was sending, and renews no more, into `unknown`; says how many there were.
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn expire_leases(pool: &PgPool) -> Result<u64, sqlx::Error> {
+pub(crate) async fn expire_leases(pool: &PgPool, holder: &str) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
         "update notifications set state = 'unknown', holder = null, lease_until = null
-         where state = 'sending' and lease_until < clock_timestamp()"
+         where state = 'sending' and lease_until < clock_timestamp() and holder <> $1",
+        holder,
     )
     .execute(pool)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Gives back what `holder` has leased and does not hold: the answer to its statement was lost.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn give_back(pool: &PgPool, holder: &str, held: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update notifications set state = 'pending', holder = null, lease_until = null
+         where state = 'sending' and holder = $1 and notification_id <> all($2)",
+        holder,
+        held,
+    )
+    .execute(pool)
+    .await
+    .map(drop)
 }
 
 /// Leases due notifications. `skip locked` only saves waiting: that no two mailers send the same
@@ -361,25 +378,28 @@ pub(crate) async fn retry(
     .await
 }
 
-/// Settles an unknown outcome: it was sent, or is sent again. `false` when it is not `unknown`.
+/// Settles unknown outcomes: they were sent, or are sent again as if they had never been tried. Gives the ids of
+/// those that were `unknown`.
 ///
 /// # Errors
 /// Whatever the database says.
 pub(crate) async fn resolve(
     connection: &mut PgConnection,
-    id: Uuid,
+    ids: &[Uuid],
     sent: bool,
-) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query!(
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
         "update notifications
             set state = case when $2 then 'sent' else 'pending' end,
                 sent_at = case when $2 then clock_timestamp() end,
+                attempts = case when $2 then attempts else 0 end,
+                refused_since = case when $2 then refused_since end,
                 next_attempt_at = clock_timestamp()
-          where notification_id = $1 and state = 'unknown'",
-        id,
+          where notification_id = any($1) and state = 'unknown'
+        returning notification_id",
+        ids,
         sent,
     )
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() == 1)
+    .fetch_all(connection)
+    .await
 }
