@@ -220,8 +220,9 @@ impl Desk {
                 if is_probe || matches!(self.circuit, Circuit::Closed) {
                     let probe_at = Instant::now() + self.backoff.next_wait();
                     self.circuit = Circuit::Open { probe_at, probe: None };
+                    // Only now: later it is the probe that waits for a sender, and taken back it would end nothing.
+                    self.take_back(mails);
                 }
-                self.take_back(mails);
             }
             Server::Answered if is_probe => {
                 self.circuit = Circuit::Closed;
@@ -285,5 +286,56 @@ impl Desk {
             self.health.trouble(format!("PostgreSQL: {error}"));
         };
         result.map_err(failed).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+    use crate::config::Stage;
+    use crate::health::Health;
+    use crate::mail::Attempt;
+    use crate::metrics::{Asks, Metrics};
+
+    fn desk() -> Desk {
+        let pool = PgPoolOptions::new().connect_lazy("postgres://nobody@127.0.0.1:1/none").expect("a pool");
+        let asks = Asks { sink: "kafka".to_owned(), is_foreign: false, holder: String::new() };
+        let metrics = Metrics::new(&[Stage::Mail], pool.clone(), asks).expect("metrics").mail;
+        Desk::new(pool, String::new(), OnUnknown::Resend, 8, Health::default().stage("mail"), metrics)
+    }
+
+    fn mail() -> Leased {
+        Leased {
+            notification_id: Uuid::now_v7(),
+            kind: "confirmation".to_owned(),
+            recipient: "ada@example.com".to_owned(),
+            message_id: String::new(),
+            data: String::new(),
+            attempts: 0,
+            created_at: chrono::Utc::now(),
+            traceparent: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn those_that_find_out_late_that_the_server_is_away_take_no_probe_back() {
+        let (hand_out, mails) = async_channel::unbounded();
+        let mut desk = desk();
+        let away = || Outcome::new(&mail(), Attempt::NotTried, Server::Away("gone".to_owned()));
+        hand_out.try_send(mail()).expect("leased ahead");
+        desk.take(away(), &mails);
+        assert!(mails.is_empty(), "what was leased ahead goes back");
+
+        let probe = mail();
+        desk.circuit = Circuit::Open { probe_at: Instant::now(), probe: Some(probe.notification_id) };
+        hand_out.try_send(probe).expect("handed out");
+        desk.take(away(), &mails);
+        assert_eq!(
+            mails.len(),
+            1,
+            "the probe waits for a sender, and nothing else finds out that the server is back"
+        );
     }
 }
