@@ -4,23 +4,21 @@
 mod mails;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use demo::mailbox::{Fault, Login, Mailbox, Manners, Tls};
+use demo::mailbox::{Fault, Login, Mailbox, Manners, Step, Tls, Wrong};
 use demo::process::ProcessError;
 use demo::programs::{self, Server};
 use demo::testing::{Database, eventually};
-use mails::{SOON, becomes, count, mail, mailer, notification, notifications, sent};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use mails::{
+    HOLD, SOON, becomes, count, mail, mailer, metric, notification, notifications, only_pictured_changes,
+    own_ca, sent, spent, tells_of_an_outage, watch_states,
+};
 use serde_json::Value;
 use sqlx::PgPool;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use uuid::Uuid;
 
-const HOLD: (&str, &str) = ("MAIL_ON_UNKNOWN", "hold");
+const CIRCUIT: &str = r#"relay_circuit_open{sink="smtp"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_misbehaviour_ends_in_the_state_that_the_table_says_and_nothing_else_waits_for_it() {
@@ -29,16 +27,16 @@ async fn each_misbehaviour_ends_in_the_state_that_the_table_says_and_nothing_els
     let mailbox = Mailbox::start(0).await.expect("a mailbox");
     let cases = [
         (Fault::SilentAfterData, "unknown", "no answer"),
-        (Fault::SilentAfterMessage, "unknown", "no answer"),
+        (Fault::At(Step::Message, Wrong::Silence), "unknown", "no answer"),
         (Fault::OneByteASecond, "unknown", "no answer"),
         (Fault::ClosesAfterData, "unknown", "message"),
-        (Fault::ClosesAfterMessage, "unknown", "message"),
-        (Fault::Recipient(421), "pending", "421"),
-        (Fault::Recipient(450), "pending", "450"),
-        (Fault::Recipient(550), "failed", "550"),
-        (Fault::Message(421), "pending", "421"),
-        (Fault::Message(452), "pending", "452"),
-        (Fault::Message(554), "failed", "554"),
+        (Fault::At(Step::Message, Wrong::Close), "unknown", "message"),
+        (Fault::At(Step::Recipient, Wrong::Reply(421)), "pending", "421"),
+        (Fault::At(Step::Recipient, Wrong::Reply(450)), "pending", "450"),
+        (Fault::At(Step::Recipient, Wrong::Reply(550)), "failed", "550"),
+        (Fault::At(Step::Message, Wrong::Reply(421)), "pending", "421"),
+        (Fault::At(Step::Message, Wrong::Reply(452)), "pending", "452"),
+        (Fault::At(Step::Message, Wrong::Reply(554)), "failed", "554"),
     ];
     let mut bad = Vec::new();
     for (n, (fault, state, words)) in cases.into_iter().enumerate() {
@@ -65,30 +63,17 @@ async fn each_misbehaviour_ends_in_the_state_that_the_table_says_and_nothing_els
     }
 }
 
-/// Whether `/readyz` of the relay is 503 and names SMTP.
-async fn tells_of_an_outage(relay: &Server) -> Option<()> {
-    let answer = reqwest::get(format!("{}/readyz", relay.url())).await.ok()?;
-    let unready = answer.status() == 503;
-    (unready && answer.text().await.ok()?.contains("SMTP")).then_some(())
-}
-
-async fn spent(pool: &PgPool) -> i64 {
-    sqlx::query_scalar("select count(*) from notifications where attempts > 0 or refused_since is not null")
-        .fetch_one(pool)
-        .await
-        .expect("counted")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_everybody_is_an_outage_that_spends_nothing_and_is_probed_with_one_mail() {
-    for greeting in ["554 no service for you", "421 come back later"] {
+    for code in [554, 421] {
         let database = Database::create().await;
         let pool = database.pool().await;
         let mailbox = Mailbox::start(0).await.expect("a mailbox");
-        mailbox.set_greeting(Some(greeting));
+        mailbox.set_fault_for_everybody(Some(Fault::At(Step::Greeting, Wrong::Reply(code))));
         notifications(&pool, 40).await;
         let relay = mailer(&database, &mailbox.smtp_url(), &[]);
         eventually("the outage to be told", SOON, async || tells_of_an_outage(&relay).await).await;
+        assert_eq!(metric(&relay, CIRCUIT).await, 1.0);
         // Past the first wave, on all connections, there are only probes.
         eventually("the first wave to be over", SOON, async || {
             (count(&pool, "sending").await == 0).then_some(())
@@ -100,12 +85,13 @@ async fn a_server_that_refuses_everybody_is_an_outage_that_spends_nothing_and_is
             (mailbox.connections().accepted >= before + 3).then_some(())
         })
         .await;
-        assert_eq!(spent(&pool).await, 0, "{greeting}");
+        assert_eq!(spent(&pool).await, 0, "{code}");
 
-        mailbox.set_greeting(None);
+        mailbox.set_fault_for_everybody(None);
         sent(&pool, 40).await;
-        assert_eq!(spent(&pool).await, 0, "{greeting}");
+        assert_eq!(spent(&pool).await, 0, "{code}");
         assert_eq!(mailbox.count(), 40, "each once");
+        assert_eq!(metric(&relay, CIRCUIT).await, 0.0);
     }
 }
 
@@ -126,28 +112,6 @@ async fn a_refused_login_is_an_outage_and_no_failure_of_the_mail() {
 
     let _relay = mailer(&database, &url("right"), &[]);
     becomes(&pool, id, "sent").await;
-}
-
-/// A CA of our own: its certificate in a file, and what a server shows whose certificate is for `host`.
-fn own_ca(name: &str, host: &str) -> (PathBuf, Arc<ServerConfig>) {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
-    let key = KeyPair::generate().expect("a key");
-    let server = CertificateParams::new([host.to_owned()]).expect("a name");
-    let certificate = server.signed_by(&key, &ca).expect("a certificate");
-    let file = std::env::temp_dir().join(format!("{name}-{}.pem", Uuid::now_v7()));
-    std::fs::write(&file, ca.pem()).expect("written");
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
-        )
-        .expect("a server");
-    (file, Arc::new(config))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,24 +222,34 @@ async fn no_more_mails_per_second_go_out_than_are_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_for_a_day_fails_with_the_servers_words() {
+async fn what_is_refused_for_a_day_fails_with_the_servers_words_and_an_outage_is_no_part_of_the_day() {
     let database = Database::create().await;
     let pool = database.pool().await;
     let mailbox = Mailbox::start(0).await.expect("a mailbox");
-    mailbox.set_fault("ada@example.com", Some(Fault::Recipient(451)));
+    mailbox.set_fault("ada@example.com", Some(Fault::At(Step::Recipient, Wrong::Reply(451))));
     let id = notification(&pool, "ada@example.com").await;
     let _relay = mailer(&database, &mailbox.smtp_url(), &[]);
     eventually("the first refusal", SOON, async || (mail(&pool, id).await.1 == 1).then_some(())).await;
     assert_eq!(mail(&pool, id).await.0, "pending");
-    for hours in [23, 25] {
-        let sql = "update notifications set next_attempt_at = now(), refused_since = now() - make_interval(hours => $1)";
-        sqlx::query(sql).bind(hours).execute(&pool).await.expect("time passes");
-        let attempts = if hours == 23 { 2 } else { 3 };
+    // Hours since the first refusal, and for how many of them it has been due: the server, the database or we
+    // were away.
+    let passes = [(23, 0, "pending"), (48, 47, "pending"), (26, 1, "failed")];
+    for ((hours, due, expected), attempts) in passes.into_iter().zip(2..) {
+        let sql = "update notifications set next_attempt_at = now() - make_interval(hours => $2),
+                                            refused_since = now() - make_interval(hours => $1)";
+        sqlx::query(sql).bind(hours).bind(due).execute(&pool).await.expect("time passes");
         eventually("the next refusal", SOON, async || (mail(&pool, id).await.1 == attempts).then_some(()))
             .await;
         let (state, _, error) = mail(&pool, id).await;
-        assert_eq!(state, if hours == 23 { "pending" } else { "failed" });
+        assert_eq!(state, expected, "after {hours} hours of which it was due for {due}");
         assert!(error.expect("words").contains("RCPT TO: transient error (451)"));
+        let counted: i32 = sqlx::query_scalar(
+            "select (extract(epoch from now() - refused_since) / 3600)::int from notifications",
+        )
+        .fetch_one(&pool)
+        .await
+        .expect("read");
+        assert_eq!(counted, hours - due, "what counts");
     }
 }
 
@@ -284,7 +258,7 @@ async fn an_unknown_outcome_is_sent_again_with_the_same_message_id() {
     let database = Database::create().await;
     let pool = database.pool().await;
     let mailbox = Mailbox::start(0).await.expect("a mailbox");
-    mailbox.set_fault("ada@example.com", Some(Fault::ClosesAfterMessage));
+    mailbox.set_fault("ada@example.com", Some(Fault::At(Step::Message, Wrong::Close)));
     let id = notification(&pool, "ada@example.com").await;
     let _relay = mailer(&database, &mailbox.smtp_url(), &[]);
     becomes(&pool, id, "unknown").await;
@@ -328,13 +302,14 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
     let database = Database::create().await;
     let pool = database.pool().await;
     let mailbox = Mailbox::start(0).await.expect("a mailbox");
-    mailbox.set_fault("bob@example.com", Some(Fault::Recipient(550)));
+    mailbox.set_fault("bob@example.com", Some(Fault::At(Step::Recipient, Wrong::Reply(550))));
     mailbox.set_fault("cyd@example.com", Some(Fault::SilentAfterData));
-    mailbox.set_fault("dan@example.com", Some(Fault::ClosesAfterMessage));
+    mailbox.set_fault("dan@example.com", Some(Fault::At(Step::Message, Wrong::Close)));
     let ada = notification(&pool, "ada@example.com").await;
     let bob = notification(&pool, "bob@example.com").await;
     let cyd = notification(&pool, "cyd@example.com").await;
     let dan = notification(&pool, "dan@example.com").await;
+    watch_states(&pool).await;
     let _relay = mailer(&database, &mailbox.smtp_url(), &[HOLD, ("SMTP_TIMEOUT_SECONDS", "1")]);
     becomes(&pool, ada, "sent").await;
     becomes(&pool, bob, "failed").await;
@@ -376,9 +351,9 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
 
     // Only what is unknown is resolved, only what has not been sent is retried, and nothing by halves.
     let why = ["--reason", "a test"];
-    relay_mail(&database, &[&["resolve", &ada.to_string(), "--sent"], &why[..]].concat())
-        .await
-        .expect_err("it is sent");
+    let both = ["resolve", &dan.to_string(), &ada.to_string(), "--sent"];
+    relay_mail(&database, &[&both[..], &why].concat()).await.expect_err("one of them is sent");
+    assert_eq!(mail(&pool, dan).await.0, "unknown");
     let both = ["retry", &bob.to_string(), &ada.to_string()];
     relay_mail(&database, &[&both[..], &why].concat()).await.expect_err("one of them is sent");
     assert_eq!(mail(&pool, bob).await.0, "failed");
@@ -406,6 +381,7 @@ async fn an_operator_sees_every_mail_with_its_address_masked_and_settles_what_is
             .expect("the record");
     let change = |command: &str| ("eve".to_owned(), command.to_owned(), "mailbox is back".to_owned());
     assert_eq!(changes, [change("mail retry"), change("mail resolve"), change("mail resolve")]);
+    only_pictured_changes(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,7 +406,7 @@ async fn addresses_are_erased_a_while_after_the_mail_is_done_with() {
         .await
         .expect("time passes");
     }
-    mailbox.set_fault("waiting@example.com", Some(Fault::Recipient(450)));
+    mailbox.set_fault("waiting@example.com", Some(Fault::At(Step::Recipient, Wrong::Reply(450))));
     let waiting = notification(&pool, "waiting@example.com").await;
     let _relay = mailer(&database, &mailbox.smtp_url(), &[("MAIL_ERASE_DAYS", "7")]);
     let left = || async {
@@ -504,6 +480,7 @@ async fn a_customers_request_erases_the_address_everywhere_and_nobody_elses() {
                    sent_at = case when $4 = 'sent' then now() end where notification_id = $1";
         sqlx::query(sql).bind(id).bind(order).bind(version).bind(state).execute(&pool).await.expect("as if");
     }
+    watch_states(&pool).await;
     let held = ["idempotency_keys", "notifications", "orders"];
     assert_eq!(tables_with(&pool, "@example.com").await, held);
 
@@ -528,6 +505,7 @@ async fn a_customers_request_erases_the_address_everywhere_and_nobody_elses() {
         (1, 2),
         "nothing goes out any more"
     );
+    only_pictured_changes(&pool).await;
     let again = post(42, zoe).await;
     assert_eq!(
         again,

@@ -102,12 +102,35 @@ async fn a_hundred_deliveries_of_an_event_to_two_notifiers_through_a_rebalance_m
         }
     };
     deliver(0..40).await;
-    let _one = started(notifier(&database, &topic, &group)).await;
+    let mailbox = Mailbox::start(0).await.expect("a mailbox");
+    let url = mailbox.smtp_url();
+    let mailer = Server::relay_stages(&["mail"], database.url(), topic.brokers(), topic.name(), &url, &[]);
+    let _mailer = started(mailer).await;
+    let one = started(notifier(&database, &topic, &group)).await;
     let (other, ()) = tokio::join!(started(notifier(&database, &topic, &group)), deliver(40..100));
     caught_up(&topic, &group, PARTITIONS).await;
     assert_eq!(topic.read().await.len(), 101);
+
+    // The dedup keys are kept for 30 days. Without them the notification itself is what makes it one.
+    let forgotten = sqlx::query("delete from inbox").execute(&pool).await.expect("forgotten");
+    assert_eq!(forgotten.rows_affected(), 1);
+    deliver(100..110).await;
+    caught_up(&topic, &group, PARTITIONS).await;
+    assert_eq!(rows(&pool, "select count(*) from inbox").await, 1, "handled anew");
     assert_eq!(rows(&pool, "select count(*) from notifications").await, 1);
-    drop(other);
+    eventually("the mail to be sent", SOON, async || {
+        (rows(&pool, "select count(*) from notifications where state = 'sent'").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(mailbox.count(), 1, "one mail");
+    for notifier in [&one, &other] {
+        let page = reqwest::get(format!("{}/metrics", notifier.url())).await.expect("answered");
+        let page = page.text().await.expect("a page");
+        assert!(
+            page.contains(r#"notifications_total{outcome="no_address"} 0"#),
+            "a repeat has an address: {page}"
+        );
+    }
 }
 
 /// The members of a group that is at work, and of them those that have partitions. A member that came anew has

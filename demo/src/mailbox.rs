@@ -16,12 +16,12 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::fault::Faults;
-pub use self::fault::{Fault, Login, Manners, Tls};
+pub use self::fault::{Fault, Login, Manners, Step, Tls, Wrong};
 use crate::services::free_port;
 
 /// A message as it was taken.
@@ -142,6 +142,7 @@ pub struct Mailbox {
     store: Store,
     manners: Manners,
     faults: Faults,
+    hangs_up: Arc<Notify>,
     cancel: CancellationToken,
     smtp: JoinSet<()>,
     pages: JoinSet<()>,
@@ -167,6 +168,7 @@ impl Mailbox {
             store: Store::default(),
             manners,
             faults: Faults::default(),
+            hangs_up: Arc::default(),
             cancel: CancellationToken::new(),
             smtp: JoinSet::new(),
             pages: JoinSet::new(),
@@ -192,9 +194,9 @@ impl Mailbox {
         self.faults.set(recipient, fault);
     }
 
-    /// From now on greets with this line instead of 220, and closes; or is well again.
-    pub fn set_greeting(&self, line: Option<&str>) {
-        self.faults.set_greeting(line);
+    /// From now on does this to everybody whose recipient has no fault of its own, or is well again.
+    pub fn set_fault_for_everybody(&self, fault: Option<Fault>) {
+        self.faults.set_for_everybody(fault);
     }
 
     /// How many connections there were.
@@ -249,6 +251,11 @@ impl Mailbox {
         Err(TooFew { arrived: self.count(), wanted, waited: limit })
     }
 
+    /// Closes every connection, soon, and goes on.
+    pub fn hang_up(&self) {
+        self.hangs_up.notify_one();
+    }
+
     /// Closes the port and every connection; what has arrived stays.
     pub async fn stop(&mut self) {
         self.cancel.cancel();
@@ -267,6 +274,8 @@ impl Mailbox {
             store: self.store.clone(),
             manners: self.manners.clone(),
             faults: self.faults.clone(),
+            dies: Arc::default(),
+            hangs_up: Arc::clone(&self.hangs_up),
         };
         self.smtp.spawn(session::accept(listener, host, self.cancel.clone()));
         Ok(())

@@ -445,8 +445,9 @@ pub struct MailRetryArgs {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("how").required(true))]
 pub struct MailResolveArgs {
-    /// The e-mail, as `relay mail list --state unknown` shows it.
-    pub id: Uuid,
+    /// The e-mails, as `relay mail list --state unknown` shows them.
+    #[arg(required = true)]
+    pub ids: Vec<Uuid>,
     /// The server has taken it.
     #[arg(long, group = "how")]
     pub sent: bool,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::bell;
-use crate::db::notifications;
+use crate::db::notifications::{self, Inserted};
 use crate::health::StageHealth;
 use crate::kafka;
 use crate::mail::Kind;
@@ -70,10 +70,15 @@ impl Notify {
         // Fixed here, from the dedup key: whoever resends the mail resends this id.
         let message_id = format!("<{kind}.{order}.{version}@{}>", self.mail_domain);
         let traceparent = event.attributes.traceparent.as_deref();
-        let made =
+        let inserted =
             notifications::insert(connection, kind, order, version, &message_id, &event.data, traceparent)
                 .await?;
-        Ok(if made { Notified::Made } else { Notified::NoAddress })
+        Ok(match inserted {
+            Inserted::Made => Notified::Made,
+            // The event was handled before, and its dedup key is gone.
+            Inserted::Exists => Notified::Repeated,
+            Inserted::NoAddress => Notified::NoAddress,
+        })
     }
 }
 

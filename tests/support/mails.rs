@@ -1,14 +1,21 @@
 //! Notifications made by hand, and a relay that only mails them.
 #![allow(dead_code, reason = "each test file includes this and uses its own part")]
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use demo::programs::Server;
 use demo::testing::{Database, eventually};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sqlx::PgPool;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use uuid::Uuid;
 
 pub(crate) const SOON: Duration = Duration::from_secs(90);
+pub(crate) const HOLD: (&str, &str) = ("MAIL_ON_UNKNOWN", "hold");
 
 /// Makes a notification that is due, as `notify` does; gives its id.
 pub(crate) async fn notification(pool: &PgPool, recipient: &str) -> Uuid {
@@ -27,6 +34,7 @@ pub(crate) async fn notification(pool: &PgPool, recipient: &str) -> Uuid {
     .execute(pool)
     .await
     .expect("a notification");
+    sqlx::query("select pg_notify('relay_mail', '')").execute(pool).await.expect("rung");
     id
 }
 
@@ -78,4 +86,73 @@ pub(crate) async fn sent(pool: &PgPool, wanted: usize) {
         (count(pool, "sent").await >= wanted).then_some(())
     })
     .await;
+}
+
+/// From now on keeps every change of state.
+pub(crate) async fn watch_states(pool: &PgPool) {
+    let sql = "create table changes_of_state (was text, became text);
+        create function keep() returns trigger language plpgsql as
+          $$ begin insert into changes_of_state values (old.state, new.state); return null; end $$;
+        create trigger keep after update on notifications for each row
+          when (old.state <> new.state) execute function keep()";
+    sqlx::raw_sql(sql).execute(pool).await.expect("watched");
+}
+
+/// There were changes of state, and the picture in `docs/mail.md` has an arrow for each.
+pub(crate) async fn only_pictured_changes(pool: &PgPool) {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/mail.md")).expect("docs");
+    let arrow = |was: &str, became: &str| page.contains(&format!("\n  {was} --> {became}: "));
+    let changes: Vec<(String, String)> = sqlx::query_as("select distinct was, became from changes_of_state")
+        .fetch_all(pool)
+        .await
+        .expect("the changes");
+    assert!(!changes.is_empty());
+    for (was, became) in changes {
+        assert!(arrow(&was, &became), "docs/mail.md has no {was} --> {became}");
+    }
+}
+
+/// Whether `/readyz` of the relay is 503 and names SMTP.
+pub(crate) async fn tells_of_an_outage(relay: &Server) -> Option<()> {
+    let answer = reqwest::get(format!("{}/readyz", relay.url())).await.ok()?;
+    let unready = answer.status() == 503;
+    (unready && answer.text().await.ok()?.contains("SMTP")).then_some(())
+}
+
+/// How many mails have spent anything.
+pub(crate) async fn spent(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from notifications where attempts > 0 or refused_since is not null")
+        .fetch_one(pool)
+        .await
+        .expect("counted")
+}
+
+/// The value of one line of the relay's `/metrics`.
+pub(crate) async fn metric(relay: &Server, line: &str) -> f64 {
+    let answer = reqwest::get(format!("{}/metrics", relay.url())).await.expect("answered");
+    let page = answer.text().await.expect("a page");
+    let value = page.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {line} in {page}")).parse().expect("a number")
+}
+
+/// A CA of our own: its certificate in a file, and what a server shows whose certificate is for `host`.
+pub(crate) fn own_ca(name: &str, host: &str) -> (PathBuf, Arc<ServerConfig>) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
+    let key = KeyPair::generate().expect("a key");
+    let server = CertificateParams::new([host.to_owned()]).expect("a name");
+    let certificate = server.signed_by(&key, &ca).expect("a certificate");
+    let file = std::env::temp_dir().join(format!("{name}-{}.pem", Uuid::now_v7()));
+    std::fs::write(&file, ca.pem()).expect("written");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+        )
+        .expect("a server");
+    (file, Arc::new(config))
 }

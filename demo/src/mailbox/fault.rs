@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_rustls::rustls::ServerConfig;
 
@@ -44,23 +45,67 @@ pub struct Login {
     pub plain: bool,
 }
 
-/// What a mailbox does to a recipient's mail.
+/// A step of the conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The TLS handshake, at the first byte or after STARTTLS.
+    Tls,
+    /// The greeting.
+    Greeting,
+    /// EHLO.
+    Hello,
+    /// STARTTLS.
+    StartTls,
+    /// AUTH.
+    Login,
+    /// MAIL FROM.
+    Sender,
+    /// RCPT TO.
+    Recipient,
+    /// DATA.
+    Data,
+    /// The final dot of the message.
+    Message,
+}
+
+/// What a mailbox does in a step instead of answering as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Answers with this code, and does not do what it was asked for. After 421 it hangs up.
+    Reply(u16),
+    /// Says nothing more. A message is kept.
+    Silence,
+    /// Hangs up. A message is kept.
+    Close,
+    /// Closes its port and every connection, and is back a second later. A message is kept.
+    Die,
+    /// Answers as it should, after so long. A message is kept at once.
+    Late(Duration),
+}
+
+/// What a mailbox does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Answers RCPT TO with this code.
-    Recipient(u16),
-    /// Answers the whole message with this code, and does not keep it.
-    Message(u16),
+    /// This, in this step.
+    At(Step, Wrong),
     /// Answers DATA with 354 and says nothing more.
     SilentAfterData,
     /// Answers DATA with 354 and closes.
     ClosesAfterData,
-    /// Keeps the message and closes without an answer.
-    ClosesAfterMessage,
-    /// Keeps the message and never answers.
-    SilentAfterMessage,
     /// Reads one byte of the message a second.
     OneByteASecond,
+    /// Writes this behind its answer to STARTTLS, unencrypted, as somebody between the two would.
+    Injects(&'static str),
+}
+
+impl Fault {
+    /// What it does in `step`.
+    pub(super) fn at(self, step: Step) -> Option<Wrong> {
+        match self {
+            Self::At(at, wrong) if at == step => Some(wrong),
+            _ => None,
+        }
+    }
 }
 
 /// The faults of a mailbox, which may change while it runs.
@@ -69,7 +114,7 @@ pub(super) struct Faults(Arc<Mutex<Now>>);
 
 #[derive(Debug, Default)]
 struct Now {
-    greeting: Option<String>,
+    everybody: Option<Fault>,
     recipients: HashMap<String, Fault>,
 }
 
@@ -82,12 +127,13 @@ impl Faults {
         };
     }
 
-    pub(super) fn set_greeting(&self, line: Option<&str>) {
-        self.lock().greeting = line.map(str::to_owned);
+    pub(super) fn set_for_everybody(&self, fault: Option<Fault>) {
+        self.lock().everybody = fault;
     }
 
-    pub(super) fn greeting(&self) -> Option<String> {
-        self.lock().greeting.clone()
+    /// What is done to everybody.
+    pub(super) fn of_everybody(&self) -> Option<Fault> {
+        self.lock().everybody
     }
 
     pub(super) fn of(&self, recipient: &str) -> Option<Fault> {

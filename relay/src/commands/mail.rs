@@ -116,20 +116,21 @@ async fn retry(args: &MailRetryArgs) -> Result<Ended, CommandError> {
 async fn resolve(args: &MailResolveArgs) -> Result<Ended, CommandError> {
     let pool = db::pool(args.database.options()?, 2);
     let mut transaction = pool.begin().await?;
-    if !notifications::resolve(&mut transaction, args.id, args.sent).await? {
+    let resolved = notifications::resolve(&mut transaction, &args.ids, args.sent).await?;
+    if let Some(left) = args.ids.iter().find(|id| !resolved.contains(id)) {
         drop(transaction);
-        return Err(why_not(&pool, args.id, "only an unknown one is to be resolved").await?);
+        return Err(why_not(&pool, *left, "only an unknown one is to be resolved").await?);
     }
     let state = if args.sent { State::Sent } else { State::Pending };
-    let details = json!({ "notification": args.id, "as": if args.sent { "sent" } else { "resend" } });
+    let details = json!({ "notifications": resolved, "as": if args.sent { "sent" } else { "resend" } });
     let by = args.operator.name()?;
     changes::record(&mut transaction, &by, "mail resolve", Some(&args.reason), &details).await?;
     transaction.commit().await?;
     bell::ring(&pool, bell::MAIL).await?;
     if args.output.json {
-        print_json(&json!({ "notificationId": args.id, "state": state }))?;
+        print_json(&json!({ "resolved": resolved, "state": state }))?;
     } else {
-        print(&format!("{} is {} now\n", args.id, state.as_str()))?;
+        print(&format!("{} e-mails are {} now\n", resolved.len(), state.as_str()))?;
     }
     Ok(Ended::Done)
 }

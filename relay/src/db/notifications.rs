@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::mail::{Attempt, Kind, OnUnknown, Outcome, State};
 
-/// For so long after its first refusal a mail is tried again.
+/// A mail is given up when its waits between refusals have come to so long.
 const GIVE_UP: Duration = Duration::from_secs(24 * 3600);
 /// At most so many addresses are erased by one statement.
 const ERASE: i64 = 1_000;
@@ -36,8 +36,19 @@ pub(crate) struct Leased {
     pub traceparent: Option<String>,
 }
 
-/// Makes the notification of an event, if the order has an address; says whether it did. The dedup
-/// key (kind, order, version) is unique: invariant 8 rests on it.
+/// What came of making a notification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// There is one now.
+    Made,
+    /// There was one.
+    Exists,
+    /// The order has no address.
+    NoAddress,
+}
+
+/// Makes the notification of an event, if the order has an address. The dedup key (kind, order, version) is
+/// unique: invariant 8 rests on it.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -49,14 +60,19 @@ pub(crate) async fn insert(
     message_id: &str,
     data: &[u8],
     traceparent: Option<&str>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<Inserted, sqlx::Error> {
     let done = sqlx::query!(
         r#"
-        insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data,
-                                   traceparent)
-        select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb, $7
-        from orders where order_id = $3 and customer_email is not null
-        on conflict on constraint notifications_once do nothing
+        with addressed as (
+            select order_id, customer_email from orders where order_id = $3 and customer_email is not null
+        ), made as (
+            insert into notifications (notification_id, kind, order_id, order_version, recipient, message_id, data,
+                                       traceparent)
+            select $1, $2, order_id, $4, customer_email, $5, convert_from($6, 'UTF8')::jsonb, $7 from addressed
+            on conflict on constraint notifications_once do nothing
+            returning notification_id
+        )
+        select exists (select from made) as "made!", exists (select from addressed) as "addressed!"
         "#,
         Uuid::now_v7(),
         kind.as_str(),
@@ -66,23 +82,44 @@ pub(crate) async fn insert(
         data,
         traceparent,
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(match (done.made, done.addressed) {
+        (true, _) => Inserted::Made,
+        (false, true) => Inserted::Exists,
+        (false, false) => Inserted::NoAddress,
+    })
 }
 
-/// Turns what was being sent by a process that is gone into `unknown`; says how many there were.
+/// Turns what another process was sending, and renews no more, into `unknown`; says how many there were.
 ///
 /// # Errors
 /// Whatever the database says.
-pub(crate) async fn expire_leases(pool: &PgPool) -> Result<u64, sqlx::Error> {
+pub(crate) async fn expire_leases(pool: &PgPool, holder: &str) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
         "update notifications set state = 'unknown', holder = null, lease_until = null
-         where state = 'sending' and lease_until < clock_timestamp()"
+         where state = 'sending' and lease_until < clock_timestamp() and holder <> $1",
+        holder,
     )
     .execute(pool)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Gives back what `holder` has leased and does not hold: the answer to its statement was lost.
+///
+/// # Errors
+/// Whatever the database says.
+pub(crate) async fn give_back(pool: &PgPool, holder: &str, held: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update notifications set state = 'pending', holder = null, lease_until = null
+         where state = 'sending' and holder = $1 and notification_id <> all($2)",
+        holder,
+        held,
+    )
+    .execute(pool)
+    .await
+    .map(drop)
 }
 
 /// Leases due notifications. `skip locked` only saves waiting: that no two mailers send the same
@@ -152,6 +189,9 @@ pub(crate) struct Recorded {
 /// Records what became of attempts, each only for as long as its lease is ours: one statement and one
 /// round trip for all of them. What has been refused for [`GIVE_UP`] is `failed`, with the server's words.
 ///
+/// For how long that is, `refused_since` says: the time for which the mail was due, and nobody tried it or the
+/// server was away, moves it forward, so an outage spends nothing of it.
+///
 /// # Errors
 /// Whatever the database says; nothing is recorded then.
 pub(crate) async fn record(
@@ -166,38 +206,44 @@ pub(crate) async fn record(
     let words: Vec<Option<String>> =
         outcomes.iter().map(|outcome| outcome.attempt.words().map(str::to_owned)).collect();
     let spends: Vec<bool> = outcomes.iter().map(Outcome::spends_an_attempt).collect();
-    let waits: Vec<f64> =
-        outcomes.iter().map(|outcome| retry_after(outcome.attempts).as_secs_f64()).collect();
+    let waits: Vec<Option<f64>> =
+        outcomes.iter().map(|outcome| outcome.wait().map(|wait| wait.as_secs_f64())).collect();
     let bounded: Vec<bool> = outcomes
         .iter()
         .map(|outcome| match outcome.attempt {
             Attempt::Deferred(_) => true,
             Attempt::Unknown(_) => on_unknown == OnUnknown::Resend,
-            Attempt::Sent | Attempt::Failed(_) | Attempt::NotTried => false,
+            Attempt::Sent | Attempt::Failed(_) | Attempt::PutBack(_) | Attempt::NotTried => false,
         })
         .collect();
     sqlx::query_as!(
         Recorded,
         r#"
         with outcomes as (
-            select notification_id, spends, wait, words,
-                   case when spends and bounded and n.refused_since < clock_timestamp() - make_interval(secs => $8)
-                        then 'failed' else o.state end as state
+            select notification_id, o.state, spends, words, make_interval(secs => wait) as wait, bounded,
+                   n.refused_since + greatest(clock_timestamp() - n.next_attempt_at, interval '0') as refused_since
             from unnest($2::uuid[], $3::text[], $4::text[], $5::bool[], $6::float8[], $7::bool[])
                  as o (notification_id, state, words, spends, wait, bounded)
             join notifications n using (notification_id)
             where n.state = 'sending' and n.holder = $1
+        ), judged as (
+            select notification_id, spends, words, wait, refused_since,
+                   case when spends and bounded and refused_since < clock_timestamp() - make_interval(secs => $8)
+                        then 'failed' else state end as state
+            from outcomes
         )
         update notifications n
         set state = o.state, holder = null, lease_until = null,
             sent_at = case when o.state = 'sent' then clock_timestamp() end,
             failed_at = case when o.state = 'failed' then clock_timestamp() end,
             attempts = attempts + case when o.spends then 1 else 0 end,
-            refused_since = case when o.spends then coalesce(refused_since, clock_timestamp()) else refused_since end,
-            next_attempt_at = case when o.spends then clock_timestamp() + make_interval(secs => o.wait)
-                                   else next_attempt_at end,
+            -- Put back without a refusal, it waits for the server: that wait does not count either.
+            refused_since = case when o.spends then coalesce(o.refused_since, clock_timestamp())
+                                 when o.wait is not null then o.refused_since + o.wait
+                                 else n.refused_since end,
+            next_attempt_at = coalesce(clock_timestamp() + o.wait, next_attempt_at),
             last_error = coalesce(o.words, last_error)
-        from outcomes o
+        from judged o
         where n.notification_id = o.notification_id and n.state = 'sending' and n.holder = $1
         returning n.notification_id, n.state as "state: State", n.last_error
         "#,
@@ -206,19 +252,12 @@ pub(crate) async fn record(
         &states,
         &words as &[Option<String>],
         &spends,
-        &waits,
+        &waits as &[Option<f64>],
         &bounded,
         GIVE_UP.as_secs_f64(),
     )
     .fetch_all(pool)
     .await
-}
-
-/// 30 s, doubling up to an hour, jittered so that a crowd does not come back as one.
-fn retry_after(attempts: i32) -> Duration {
-    let doublings = u32::try_from(attempts.clamp(0, 7)).unwrap_or(0);
-    let whole = Duration::from_secs(30 * 2_u64.pow(doublings)).min(Duration::from_secs(3600));
-    whole.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 /// Erases the addresses of mails that were done with `age` ago, at most [`ERASE`] of them, and the
@@ -339,25 +378,28 @@ pub(crate) async fn retry(
     .await
 }
 
-/// Settles an unknown outcome: it was sent, or is sent again. `false` when it is not `unknown`.
+/// Settles unknown outcomes: they were sent, or are sent again as if they had never been tried. Gives the ids of
+/// those that were `unknown`.
 ///
 /// # Errors
 /// Whatever the database says.
 pub(crate) async fn resolve(
     connection: &mut PgConnection,
-    id: Uuid,
+    ids: &[Uuid],
     sent: bool,
-) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query!(
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
         "update notifications
             set state = case when $2 then 'sent' else 'pending' end,
                 sent_at = case when $2 then clock_timestamp() end,
+                attempts = case when $2 then attempts else 0 end,
+                refused_since = case when $2 then refused_since end,
                 next_attempt_at = clock_timestamp()
-          where notification_id = $1 and state = 'unknown'",
-        id,
+          where notification_id = any($1) and state = 'unknown'
+        returning notification_id",
+        ids,
         sent,
     )
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() == 1)
+    .fetch_all(connection)
+    .await
 }

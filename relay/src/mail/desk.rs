@@ -1,6 +1,7 @@
 //! The desk: leases mails, hands them to the senders, records what became of them, and decides what an
 //! outage of the server means: the circuit. The only task of the stage that speaks with the database.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -17,7 +18,7 @@ use crate::db::notifications::{self, Leased};
 use crate::health::StageHealth;
 use crate::metrics::MailMetrics;
 
-/// Mails leased ahead for each connection: enough that none waits for the database.
+/// Mails leased for each connection: enough that none waits for the database.
 const AHEAD: usize = 8;
 /// When this long nobody has renewed the lease of a mail that is being sent, its outcome counts as
 /// unknown. It is renewed all the time that the sending takes.
@@ -44,8 +45,13 @@ pub(super) struct Desk {
     metrics: MailMetrics,
     /// The most mails that are leased at a time.
     capacity: usize,
-    /// Mails with the senders or waiting for them.
-    out: usize,
+    /// More are leased when no more than so many are out.
+    low: usize,
+    /// What we have leased: with the senders, waiting for them, or `unrecorded`.
+    held: HashSet<Uuid>,
+    /// When the database last failed us. A statement of ours may have been carried out all the same, and others
+    /// may not have been able to renew their leases.
+    failed: Option<Instant>,
     /// There may be due mails.
     due: bool,
     unrecorded: Vec<Outcome>,
@@ -62,14 +68,22 @@ impl Desk {
         health: StageHealth,
         metrics: MailMetrics,
     ) -> Self {
+        let (capacity, low) = match on_unknown {
+            // Half of it at a time: a statement for each mail that has gone would cost more than it sends.
+            OnUnknown::Resend => (connections * AHEAD, connections * AHEAD / 2),
+            // Whatever we hold when we are killed is left to the operator: only what a connection is there for.
+            OnUnknown::Hold => (connections, connections - 1),
+        };
         Self {
             pool,
             holder,
             on_unknown,
             health,
             metrics,
-            capacity: connections * AHEAD,
-            out: 0,
+            capacity,
+            low,
+            held: HashSet::new(),
+            failed: None,
             due: true,
             unrecorded: Vec::new(),
             circuit: Circuit::Closed,
@@ -99,8 +113,8 @@ impl Desk {
             self.record().await;
             match stopping {
                 None => self.lease(&hand_out).await,
-                Some(_) if self.out == 0 && self.unrecorded.is_empty() => return,
-                Some(since) if self.out == 0 && since.elapsed() > STOP_TIME => {
+                Some(_) if self.held.is_empty() => return,
+                Some(since) if self.out() == 0 && since.elapsed() > STOP_TIME => {
                     tracing::warn!(
                         mails = self.unrecorded.len(),
                         "what became of mails could not be recorded"
@@ -127,13 +141,12 @@ impl Desk {
                 () = tokio::time::sleep_until(look_at) => {
                     looked = Some(Instant::now());
                     self.due = true;
-                    if let Some(expired) = self.tried(notifications::expire_leases(&self.pool).await) {
-                        self.metrics.became_unknown(expired);
-                    }
+                    self.settle().await;
                 }
                 _ = renew.tick() => {
                     // Not renewed, a mail may go twice, with the same Message-ID.
-                    self.tried(notifications::renew(&self.pool, &self.holder, LEASE_TIME).await);
+                    let renewed = notifications::renew(&self.pool, &self.holder, LEASE_TIME).await;
+                    self.tried(renewed);
                 }
                 () = tokio::time::sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {}
                 () = shutdown.cancelled(), if stopping.is_none() => {}
@@ -141,11 +154,31 @@ impl Desk {
         }
     }
 
+    /// Mails with the senders or waiting for them.
+    fn out(&self) -> usize {
+        self.held.len().saturating_sub(self.unrecorded.len())
+    }
+
+    /// Settles what is leased and nobody holds.
+    async fn settle(&mut self) {
+        if let Some(failed) = self.failed {
+            let held: Vec<Uuid> = self.held.iter().copied().collect();
+            let given_back = notifications::give_back(&self.pool, &self.holder, &held).await;
+            if self.tried(given_back).is_none() || failed.elapsed() < LEASE_TIME {
+                return;
+            }
+            self.failed = None;
+        }
+        let expired = notifications::expire_leases(&self.pool, &self.holder).await;
+        if let Some(expired) = self.tried(expired) {
+            self.metrics.became_unknown(expired);
+        }
+    }
+
     /// Leases as many mails as the senders can use.
     async fn lease(&mut self, hand_out: &async_channel::Sender<Leased>) {
         let limit = match self.circuit {
-            // Half the capacity at a time: a statement for each mail that has gone would cost more than it sends.
-            Circuit::Closed if self.out <= self.capacity / 2 => self.capacity - self.out,
+            Circuit::Closed if self.out() <= self.low => self.capacity - self.out(),
             Circuit::Open { probe_at, probe: None } if probe_at <= Instant::now() => 1,
             Circuit::Closed | Circuit::Open { .. } => 0,
         };
@@ -162,7 +195,7 @@ impl Desk {
             return;
         };
         self.due = leased.len() == limit;
-        self.out += leased.len();
+        self.held.extend(leased.iter().map(|mail| mail.notification_id));
         match &mut self.circuit {
             Circuit::Closed => self.health.well("sending mail"),
             Circuit::Open { probe, .. } => *probe = leased.first().map(|mail| mail.notification_id),
@@ -175,7 +208,6 @@ impl Desk {
 
     /// Takes an outcome in, and what it tells about the server.
     fn take(&mut self, outcome: Outcome, mails: &async_channel::Receiver<Leased>) {
-        self.out -= 1;
         self.metrics.attempted(&outcome);
         let is_probe = match self.circuit {
             Circuit::Open { probe, .. } => probe == Some(outcome.notification_id),
@@ -188,8 +220,9 @@ impl Desk {
                 if is_probe || matches!(self.circuit, Circuit::Closed) {
                     let probe_at = Instant::now() + self.backoff.next_wait();
                     self.circuit = Circuit::Open { probe_at, probe: None };
+                    // Only now: later it is the probe that waits for a sender, and taken back it would end nothing.
+                    self.take_back(mails);
                 }
-                self.take_back(mails);
             }
             Server::Answered if is_probe => {
                 self.circuit = Circuit::Closed;
@@ -201,6 +234,7 @@ impl Desk {
             }
             Server::Answered | Server::NotAsked => {}
         }
+        self.metrics.circuit_open.set(i64::from(matches!(self.circuit, Circuit::Open { .. })));
         self.unrecorded.push(outcome);
     }
 
@@ -208,7 +242,6 @@ impl Desk {
     fn take_back(&mut self, mails: &async_channel::Receiver<Leased>) {
         self.due = true;
         while let Ok(mail) = mails.try_recv() {
-            self.out -= 1;
             self.unrecorded.push(Outcome::not_tried(&mail));
         }
     }
@@ -228,10 +261,12 @@ impl Desk {
             let lost = self.unrecorded.len() - recorded.len();
             tracing::warn!(
                 lost,
-                "leases had run out before the outcomes were recorded; those mails may go twice"
+                "outcomes were recorded before, or their leases had run out: those mails may go twice"
             );
         }
-        self.unrecorded.clear();
+        for outcome in self.unrecorded.drain(..) {
+            self.held.remove(&outcome.notification_id);
+        }
         for mail in recorded {
             let (id, words) = (mail.notification_id, mail.last_error.unwrap_or_default());
             match mail.state {
@@ -245,7 +280,62 @@ impl Desk {
     }
 
     /// Says how the database is.
-    fn tried<T>(&self, result: Result<T, sqlx::Error>) -> Option<T> {
-        result.map_err(|error| self.health.trouble(format!("PostgreSQL: {error}"))).ok()
+    fn tried<T>(&mut self, result: Result<T, sqlx::Error>) -> Option<T> {
+        let failed = |error| {
+            self.failed = Some(Instant::now());
+            self.health.trouble(format!("PostgreSQL: {error}"));
+        };
+        result.map_err(failed).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+    use crate::config::Stage;
+    use crate::health::Health;
+    use crate::mail::Attempt;
+    use crate::metrics::{Asks, Metrics};
+
+    fn desk() -> Desk {
+        let pool = PgPoolOptions::new().connect_lazy("postgres://nobody@127.0.0.1:1/none").expect("a pool");
+        let asks = Asks { sink: "kafka".to_owned(), is_foreign: false, holder: String::new() };
+        let metrics = Metrics::new(&[Stage::Mail], pool.clone(), asks).expect("metrics").mail;
+        Desk::new(pool, String::new(), OnUnknown::Resend, 8, Health::default().stage("mail"), metrics)
+    }
+
+    fn mail() -> Leased {
+        Leased {
+            notification_id: Uuid::now_v7(),
+            kind: "confirmation".to_owned(),
+            recipient: "ada@example.com".to_owned(),
+            message_id: String::new(),
+            data: String::new(),
+            attempts: 0,
+            created_at: chrono::Utc::now(),
+            traceparent: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn those_that_find_out_late_that_the_server_is_away_take_no_probe_back() {
+        let (hand_out, mails) = async_channel::unbounded();
+        let mut desk = desk();
+        let away = || Outcome::new(&mail(), Attempt::NotTried, Server::Away("gone".to_owned()));
+        hand_out.try_send(mail()).expect("leased ahead");
+        desk.take(away(), &mails);
+        assert!(mails.is_empty(), "what was leased ahead goes back");
+
+        let probe = mail();
+        desk.circuit = Circuit::Open { probe_at: Instant::now(), probe: Some(probe.notification_id) };
+        hand_out.try_send(probe).expect("handed out");
+        desk.take(away(), &mails);
+        assert_eq!(
+            mails.len(),
+            1,
+            "the probe waits for a sender, and nothing else finds out that the server is back"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What became of one attempt to send a mail, before it is recorded.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::State;
@@ -16,6 +18,8 @@ pub(crate) enum Attempt {
     Failed(String),
     /// It was handed over whole, and no answer came.
     Unknown(String),
+    /// The server went away in the middle of it: an outage, but perhaps of this mail's making.
+    PutBack(String),
     /// Nothing was sent: the server is away, or shutdown came first.
     NotTried,
 }
@@ -52,7 +56,7 @@ impl Attempt {
             Self::Sent => State::Sent,
             Self::Failed(_) => State::Failed,
             Self::Unknown(_) => State::Unknown,
-            Self::Deferred(_) | Self::NotTried => State::Pending,
+            Self::Deferred(_) | Self::PutBack(_) | Self::NotTried => State::Pending,
         }
     }
 
@@ -60,7 +64,9 @@ impl Attempt {
     #[must_use]
     pub(crate) fn words(&self) -> Option<&str> {
         match self {
-            Self::Deferred(words) | Self::Failed(words) | Self::Unknown(words) => Some(words),
+            Self::Deferred(words) | Self::Failed(words) | Self::Unknown(words) | Self::PutBack(words) => {
+                Some(words)
+            }
             Self::Sent | Self::NotTried => None,
         }
     }
@@ -76,6 +82,7 @@ impl Outcome {
             Attempt::Deferred(words) => Attempt::Deferred(clean(words)),
             Attempt::Failed(words) => Attempt::Failed(clean(words)),
             Attempt::Unknown(words) => Attempt::Unknown(clean(words)),
+            Attempt::PutBack(words) => Attempt::PutBack(clean(words)),
             Attempt::Sent | Attempt::NotTried => attempt,
         };
         Self { notification_id: mail.notification_id, attempts: mail.attempts, attempt, server }
@@ -95,20 +102,40 @@ impl Outcome {
             (Attempt::Deferred(_), _) => Some("deferred"),
             (Attempt::Failed(_), _) => Some("failed"),
             (Attempt::Unknown(_), _) => Some("unknown"),
-            (Attempt::NotTried, Server::Away(_)) => Some("away"),
+            (Attempt::PutBack(_), _) | (Attempt::NotTried, Server::Away(_)) => Some("away"),
             (Attempt::NotTried, Server::NotAsked | Server::Answered) => None,
         }
     }
 
-    /// Whether it counts against the mail. An outage spends nothing.
+    /// Whether it counts against the mail. An outage spends nothing; but what may have been taken counts whatever
+    /// the server does next, or a mail at which it dies would be delivered whenever it comes back.
     #[must_use]
     pub(crate) fn spends_an_attempt(&self) -> bool {
-        let refused = match self.attempt {
+        match self.attempt {
             Attempt::Deferred(_) | Attempt::Failed(_) | Attempt::Unknown(_) => true,
-            Attempt::Sent | Attempt::NotTried => false,
-        };
-        refused && !matches!(self.server, Server::Away(_))
+            Attempt::Sent | Attempt::PutBack(_) | Attempt::NotTried => false,
+        }
     }
+
+    /// Before the next attempt, at least; `None` leaves the mail where it stands in the queue.
+    #[must_use]
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        match self.attempt {
+            Attempt::Deferred(_) | Attempt::Failed(_) | Attempt::Unknown(_) => {
+                Some(retry_after(self.attempts))
+            }
+            // Behind the others: whatever the server dies of is not what it is probed with.
+            Attempt::PutBack(_) => Some(retry_after(0)),
+            Attempt::Sent | Attempt::NotTried => None,
+        }
+    }
+}
+
+/// 30 s, doubling up to an hour, each shortened by up to half so that a crowd does not come back as one.
+fn retry_after(attempts: i32) -> Duration {
+    let doublings = u32::try_from(attempts.clamp(0, 7)).unwrap_or(0);
+    let whole = Duration::from_secs(30 * 2_u64.pow(doublings)).min(Duration::from_secs(3600));
+    whole.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 /// `words` on one line, at most 1,000 characters, with every occurrence of `address` taken out.
@@ -130,6 +157,18 @@ fn without(words: &str, address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wait_after_a_refusal_doubles_from_half_a_minute_up_to_an_hour_and_spreads_a_crowd() {
+        let wholes = [30, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600];
+        for (attempts, whole) in (0..).zip(wholes).chain([(i32::MAX, 3_600), (-1, 30)]) {
+            let whole = Duration::from_secs(whole);
+            let waits: Vec<Duration> = (0..200).map(|_| retry_after(attempts)).collect();
+            assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)), "{attempts}: {waits:?}");
+            let (least, most) = (waits.iter().min().expect("waits"), waits.iter().max().expect("waits"));
+            assert!(*most - *least > whole / 4, "{attempts}: a crowd is spread");
+        }
+    }
 
     #[test]
     fn the_servers_words_are_kept_without_the_address() {

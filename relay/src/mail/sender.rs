@@ -125,27 +125,37 @@ impl Sender {
         }
     }
 
-    /// What a failure means for the mail and says of the server. After a break only a new connection
-    /// tells whether the server has gone or cannot stand this mail.
+    /// What a failure means for the mail and says of the server.
     async fn judge(&mut self, connection: Connection, failure: Failure) -> (Attempt, Server) {
-        self.connection = match failure.trouble {
-            Trouble::Transient | Trouble::Permanent => connection.reset().await,
-            Trouble::Broken => None,
-        };
-        let mut server = Server::Answered;
-        if failure.trouble == Trouble::Broken && failure.verdict() != Verdict::Outage {
-            match self.shutdown.run_until_cancelled(Box::pin(self.server.connect())).await {
-                Some(Ok(connection)) => self.connection = Some(connection),
-                Some(Err(away)) => server = Server::Away(away.words),
-                None => server = Server::NotAsked,
+        let verdict = failure.verdict();
+        let server = match failure.trouble {
+            Trouble::Transient | Trouble::Permanent => {
+                self.connection = connection.reset().await;
+                Server::Answered
             }
+            Trouble::Closing | Trouble::Broken if verdict == Verdict::Outage => Server::NotAsked,
+            Trouble::Closing | Trouble::Broken => self.ask_again().await,
+        };
+        let words = failure.words;
+        match (verdict, server) {
+            (Verdict::Outage, _) => (Attempt::NotTried, Server::Away(words)),
+            (Verdict::Doubtful, Server::Answered) => (Attempt::Deferred(words), Server::Answered),
+            (Verdict::Doubtful, server) => (Attempt::PutBack(words), server),
+            (Verdict::Deferred, server) => (Attempt::Deferred(words), server),
+            (Verdict::Failed, server) => (Attempt::Failed(words), server),
+            (Verdict::Unknown, server) => (Attempt::Unknown(words), server),
         }
-        match failure.verdict() {
-            Verdict::Outage => (Attempt::NotTried, Server::Away(failure.words)),
-            Verdict::Deferred if matches!(server, Server::Away(_)) => (Attempt::NotTried, server),
-            Verdict::Deferred => (Attempt::Deferred(failure.words), server),
-            Verdict::Failed => (Attempt::Failed(failure.words), server),
-            Verdict::Unknown => (Attempt::Unknown(failure.words), server),
+    }
+
+    /// After a break, a new connection tells whether the server has gone.
+    async fn ask_again(&mut self) -> Server {
+        match self.shutdown.run_until_cancelled(Box::pin(self.server.connect())).await {
+            Some(Ok(connection)) => {
+                self.connection = Some(connection);
+                Server::Answered
+            }
+            Some(Err(away)) => Server::Away(away.words),
+            None => Server::NotAsked,
         }
     }
 }

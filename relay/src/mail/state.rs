@@ -1,5 +1,5 @@
-//! The states of an e-mail. The picture in `docs/mail.md`, the CHECK `notifications_state_known` and
-//! this enum name the same five.
+//! The states of an e-mail, and what may become what. The picture in `docs/mail.md`, the CHECK
+//! `notifications_state_known` and this enum name the same five.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -35,6 +35,23 @@ impl State {
     }
 }
 
+/// What an e-mail in one state may become, by whatever statement; the picture has the same arrows.
+#[cfg(test)]
+const TRANSITIONS: [(State, State); 11] = [
+    (State::Pending, State::Sending),
+    (State::Sending, State::Sent),
+    (State::Sending, State::Pending),
+    (State::Sending, State::Failed),
+    (State::Sending, State::Unknown),
+    (State::Unknown, State::Sending),
+    (State::Unknown, State::Sent),
+    (State::Unknown, State::Pending),
+    (State::Failed, State::Pending),
+    // By `orders erase`: nobody is left to send it to.
+    (State::Pending, State::Failed),
+    (State::Unknown, State::Failed),
+];
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -61,14 +78,26 @@ mod tests {
     fn the_picture_the_schema_and_the_code_name_the_same_states() {
         let code: BTreeSet<String> =
             State::value_variants().iter().map(|state| state.as_str().to_owned()).collect();
-        let picture: BTreeSet<String> = documented("```mermaid", "```")
+        let arrows: BTreeSet<(String, String)> = documented("```mermaid", "```")
             .lines()
             .filter_map(|line| line.split_once("-->"))
-            .flat_map(|(from, to)| [from, to.split(':').next().unwrap_or_default()])
-            .map(|state| state.trim().to_owned())
-            .filter(|state| state != "[*]")
+            .map(|(from, to)| (from.trim(), to.split(':').next().unwrap_or_default().trim()))
+            .map(|(from, to)| (from.to_owned(), to.to_owned()))
+            .collect();
+        let made = ("[*]".to_owned(), State::Pending.as_str().to_owned());
+        let transitions: BTreeSet<(String, String)> = TRANSITIONS
+            .iter()
+            .map(|(from, to)| (from.as_str().to_owned(), to.as_str().to_owned()))
+            .chain([made])
+            .collect();
+        let picture: BTreeSet<String> = arrows
+            .iter()
+            .flat_map(|(from, to)| [from, to])
+            .filter(|state| *state != "[*]")
+            .cloned()
             .collect();
         assert_eq!(picture, code, "docs/mail.md");
+        assert_eq!(arrows, transitions, "the arrows of docs/mail.md");
         assert_eq!(allowed("notifications_state_known"), code, "the CHECK");
     }
 }

@@ -15,11 +15,15 @@ use sqlx::PgPool;
 pub(crate) use self::client::{ClientMetrics, Counted, INTERVAL as STATISTICS_INTERVAL};
 pub(crate) use self::database::Asks;
 use self::database::Database;
+use self::stages::circuits;
 pub(crate) use self::stages::{
     MailMetrics, Notified, NotifyMetrics, PublishMetrics, RetentionMetrics, seconds_since,
 };
 use crate::config::Stage;
 use crate::health::Health;
+
+/// What the mail server is called among the sinks.
+const MAIL_SINK: &str = "smtp";
 
 /// Everything that is measured in this process. Counting costs a few atomic additions.
 #[derive(Clone, Debug)]
@@ -54,6 +58,11 @@ impl Metrics {
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registered(&registry, build)?;
+        let (circuits, circuits_elsewhere) = (registered(&registry, circuits()?)?, circuits()?);
+        let circuit = |stage, sink: &str| {
+            let circuits = if stages.contains(&stage) { &circuits } else { &circuits_elsewhere };
+            circuits.with_label_values(&[sink])
+        };
         Ok(Self {
             stage_ready: registered(
                 &registry,
@@ -65,10 +74,10 @@ impl Metrics {
                     &["stage"],
                 )?,
             )?,
-            publish: PublishMetrics::new(of(publish), &asks.sink)?,
+            publish: PublishMetrics::new(of(publish), circuit(publish, &asks.sink))?,
             retention: RetentionMetrics::new(of(publish))?,
             notify: NotifyMetrics::new(of(notify))?,
-            mail: MailMetrics::new(of(mail))?,
+            mail: MailMetrics::new(of(mail), circuit(mail, MAIL_SINK))?,
             database: Arc::new(Database::new(pool, asks, stages)?),
             registry,
         })
@@ -93,7 +102,7 @@ impl Metrics {
 /// # Errors
 /// As [`Metrics::new`].
 pub(crate) fn unseen(sink: &str) -> Result<PublishMetrics, prometheus::Error> {
-    PublishMetrics::new(&Registry::new(), sink)
+    PublishMetrics::new(&Registry::new(), circuits()?.with_label_values(&[sink]))
 }
 
 fn registered<C: Collector + Clone + 'static>(

@@ -16,6 +16,14 @@ const DELAY: [f64; 18] = [
     3600.0,
 ];
 
+/// The circuits of a process, one for each sink that a stage sends to.
+pub(super) fn circuits() -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(
+        Opts::new("relay_circuit_open", "1 while nothing is sent because the sink takes nothing for now"),
+        &["sink"],
+    )
+}
+
 /// Of the `publish` stage.
 #[derive(Clone, Debug)]
 pub(crate) struct PublishMetrics {
@@ -33,7 +41,7 @@ pub(crate) struct PublishMetrics {
 }
 
 impl PublishMetrics {
-    pub(super) fn new(registry: &Registry, sink: &str) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(registry: &Registry, circuit_open: IntGauge) -> Result<Self, prometheus::Error> {
         let failures = registered(
             registry,
             IntCounterVec::new(
@@ -42,16 +50,6 @@ impl PublishMetrics {
                     "Events that Kafka did not take, by what that means",
                 ),
                 &["kind"],
-            )?,
-        )?;
-        let circuit = registered(
-            registry,
-            IntGaugeVec::new(
-                Opts::new(
-                    "relay_circuit_open",
-                    "1 while nothing is sent because Kafka takes nothing for now",
-                ),
-                &["sink"],
             )?,
         )?;
         Ok(Self {
@@ -69,7 +67,7 @@ impl PublishMetrics {
                     .buckets(DELAY.into()),
                 )?,
             )?,
-            circuit_open: circuit.with_label_values(&[sink]),
+            circuit_open,
             client: ClientMetrics::new(registry)?,
             transient: failures.with_label_values(&["transient"]),
             permanent: failures.with_label_values(&["permanent"]),
@@ -131,6 +129,8 @@ pub(crate) enum Notified {
     NoAddress,
     /// The event is of a type that has no e-mail.
     Foreign,
+    /// There was a notification already.
+    Repeated,
 }
 
 /// Of the `notify` stage.
@@ -168,6 +168,7 @@ impl NotifyMetrics {
             Notified::Made => "made",
             Notified::NoAddress => "no_address",
             Notified::Foreign => "foreign",
+            Notified::Repeated => "repeated",
         };
         self.outcomes.with_label_values(&[outcome]).inc();
         if let Some(published) = DateTime::from_timestamp_millis(published_millis) {
@@ -191,12 +192,14 @@ impl NotifyMetrics {
 /// Of the `mail` stage.
 #[derive(Clone, Debug)]
 pub(crate) struct MailMetrics {
+    /// 1 while nothing is sent because the mail server is away.
+    pub(crate) circuit_open: IntGauge,
     attempts: IntCounterVec,
     unknown: IntCounter,
 }
 
 impl MailMetrics {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(registry: &Registry, circuit_open: IntGauge) -> Result<Self, prometheus::Error> {
         let attempts = registered(
             registry,
             IntCounterVec::new(
@@ -211,7 +214,7 @@ impl MailMetrics {
             "mail_unknown_total",
             "E-mails whose outcome became unknown because their sender was gone",
         )?;
-        Ok(Self { attempts, unknown: registered(registry, unknown)? })
+        Ok(Self { circuit_open, attempts, unknown: registered(registry, unknown)? })
     }
 
     /// An attempt has ended.

@@ -3,9 +3,6 @@
 
 use std::error::Error as _;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use lettre::address::Envelope;
@@ -14,11 +11,12 @@ use lettre::transport::smtp::authentication::DEFAULT_MECHANISMS;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{Extension, MailParameter};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use lettre::transport::smtp::response::Response;
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
 use super::server::{Security, Server};
+use super::starttls::{self, Answer};
+use super::wire::Wire;
 use super::{Step, Trouble, Verdict, judge};
 
 /// How long a goodbye may take.
@@ -39,14 +37,8 @@ impl Failure {
         judge(self.step, self.trouble)
     }
 
-    fn of(step: Step, error: &Error) -> Self {
-        let trouble = if error.is_transient() {
-            Trouble::Transient
-        } else if error.is_permanent() {
-            Trouble::Permanent
-        } else {
-            Trouble::Broken
-        };
+    pub(super) fn of(step: Step, error: &Error) -> Self {
+        let trouble = error.status().map_or(Trouble::Broken, |code| Trouble::of(code.into()));
         let mut words = format!("{step}: {error}");
         let mut source = error.source();
         while let Some(cause) = source {
@@ -59,8 +51,18 @@ impl Failure {
         Self { step, trouble, words }
     }
 
-    fn broken(step: Step, why: impl std::fmt::Display) -> Self {
+    pub(super) fn broken(step: Step, why: impl std::fmt::Display) -> Self {
         Self { step, trouble: Trouble::Broken, words: format!("{step}: {why}") }
+    }
+
+    /// What a reply that did not come by way of lettre says.
+    pub(super) fn unless_positive(step: Step, reply: &Response) -> Result<(), Self> {
+        if reply.is_positive() {
+            return Ok(());
+        }
+        let text: Vec<&str> = reply.message().collect();
+        let words = format!("{step}: refused ({}): {}", reply.code(), text.join(" "));
+        Err(Self { step, trouble: Trouble::of(reply.code().into()), words })
     }
 }
 
@@ -104,7 +106,7 @@ impl Server {
             Err(failure) => failure,
         };
         match (failure.step, failure.trouble) {
-            (_, Trouble::Transient | Trouble::Permanent)
+            (_, Trouble::Transient | Trouble::Closing | Trouble::Permanent)
             // It was there to be talked to, and the two do not understand each other.
             | (Step::Tls | Step::StartTls | Step::Login, Trouble::Broken) => Reachable::Refused(failure.words),
             (_, Trouble::Broken) => Reachable::No(failure.words),
@@ -122,24 +124,28 @@ impl Server {
         // lettre writes a message and its final dot separately. With Nagle's algorithm the dot waits for the
         // acknowledgement of the message, which many servers delay by 40 ms: 25 mails a second.
         stream.set_nodelay(true).map_err(|error| Failure::broken(Step::Connect, error))?;
-        let stream: Box<dyn AsyncTokioStream> = match &self.security {
-            Security::Implicit(connector, name) => {
-                let handshake = connector.connect(name.clone(), stream);
-                Box::new(Encrypted(within_io(limit, Step::Tls, handshake).await?))
+        let (wire, step): (io::Result<Box<dyn AsyncTokioStream>>, Step) = match &self.security {
+            Security::Plain => (boxed(Wire::plain(stream, false)), Step::Greeting),
+            Security::Implicit(tls, name) => {
+                let stream = within_io(limit, Step::Tls, tls.connect(name.clone(), stream)).await?;
+                (boxed(Wire::encrypted(stream, false)), Step::Greeting)
             }
-            Security::Plain | Security::Opportunistic(_) | Security::Required(_) => Box::new(stream),
+            Security::Opportunistic(tls, name) | Security::Required(tls, name) => {
+                match (starttls::ask(stream, hello, limit).await?, &self.security) {
+                    (Answer::Ready(stream), _) => {
+                        let handshake = tls.connect(name.clone(), stream);
+                        let stream = within_io(limit, Step::StartTls, handshake).await?;
+                        (boxed(Wire::encrypted(stream, true)), Step::StartTls)
+                    }
+                    (Answer::NotOffered(_), Security::Required(..)) => {
+                        return Err(Failure::broken(Step::StartTls, "the server does not offer it"));
+                    }
+                    (Answer::NotOffered(stream), _) => (boxed(Wire::plain(stream, true)), Step::Greeting),
+                }
+            }
         };
-        let greeting = AsyncSmtpConnection::connect_with_transport(stream, hello);
-        let mut smtp = within(limit, Step::Greeting, greeting).await?;
-        match &self.security {
-            Security::Required(tls) => {
-                within(limit, Step::StartTls, smtp.starttls(tls.clone(), hello)).await?;
-            }
-            Security::Opportunistic(tls) if smtp.can_starttls() => {
-                within(limit, Step::StartTls, smtp.starttls(tls.clone(), hello)).await?;
-            }
-            Security::Plain | Security::Opportunistic(_) | Security::Implicit(..) => {}
-        }
+        let wire = wire.map_err(|error| Failure::broken(step, error))?;
+        let mut smtp = within(limit, step, AsyncSmtpConnection::connect_with_transport(wire, hello)).await?;
         if let Some(credentials) = &self.credentials {
             within(limit, Step::Login, smtp.auth(DEFAULT_MECHANISMS, credentials)).await?;
         }
@@ -147,7 +153,12 @@ impl Server {
     }
 }
 
-async fn within_io<T>(
+fn boxed<S: AsyncTokioStream + 'static>(wire: io::Result<S>) -> io::Result<Box<dyn AsyncTokioStream>> {
+    Ok(Box::new(wire?))
+}
+
+/// The same for what is not lettre's.
+pub(super) async fn within_io<T>(
     limit: Duration,
     step: Step,
     work: impl Future<Output = io::Result<T>>,
@@ -204,39 +215,5 @@ impl Connection {
     /// Says goodbye. Nothing depends on how the server takes it.
     pub(crate) async fn quit(mut self) {
         let _ = tokio::time::timeout(GOODBYE, self.smtp.quit()).await;
-    }
-}
-
-/// TLS from the first byte, in the form that lettre takes a stream in.
-#[derive(Debug)]
-struct Encrypted(TlsStream<TcpStream>);
-
-impl AsyncTokioStream for Encrypted {
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.0.get_ref().0.peer_addr()
-    }
-}
-
-impl AsyncRead for Encrypted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Encrypted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

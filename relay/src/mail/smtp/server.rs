@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{Certificate, CertificateStore, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use percent_encoding::percent_decode_str;
 use tokio_rustls::TlsConnector;
@@ -35,9 +34,9 @@ pub(super) enum Security {
     /// Not at all.
     Plain,
     /// By STARTTLS when the server offers it.
-    Opportunistic(TlsParameters),
+    Opportunistic(TlsConnector, ServerName<'static>),
     /// By STARTTLS, or no mail is sent.
-    Required(TlsParameters),
+    Required(TlsConnector, ServerName<'static>),
     /// From the first byte.
     Implicit(TlsConnector, ServerName<'static>),
 }
@@ -71,17 +70,15 @@ impl Server {
         };
         // Read even when no TLS is asked for: a wrong setting shows at once.
         let trust = Trust::read(ca_file)?;
+        let name = || ServerName::try_from(host.clone()).map_err(|_| InvalidServer::Url);
         let (security, port) = match (url.scheme(), tls) {
             ("smtp", None) => (Security::Plain, 25),
-            ("smtp", Some("opportunistic")) => (Security::Opportunistic(trust.for_starttls(&host)?), 587),
-            ("smtp", Some("required")) => (Security::Required(trust.for_starttls(&host)?), 587),
-            ("smtps", None) => {
-                let name = ServerName::try_from(host.clone()).map_err(|_| InvalidServer::Url)?;
-                (Security::Implicit(trust.connector()?, name), 465)
-            }
+            ("smtp", Some("opportunistic")) => (Security::Opportunistic(trust.connector()?, name()?), 587),
+            ("smtp", Some("required")) => (Security::Required(trust.connector()?, name()?), 587),
+            ("smtps", None) => (Security::Implicit(trust.connector()?, name()?), 465),
             _ => return Err(InvalidServer::Url),
         };
-        let encrypted = matches!(security, Security::Required(_) | Security::Implicit(..));
+        let encrypted = matches!(security, Security::Required(..) | Security::Implicit(..));
         let credentials = match url.password() {
             None if url.username().is_empty() => None,
             None => return Err(InvalidServer::Url),
@@ -136,20 +133,6 @@ impl Trust {
         Ok(Self(Some(certificates)))
     }
 
-    /// For lettre, which does STARTTLS.
-    fn for_starttls(&self, host: &str) -> Result<TlsParameters, InvalidServer> {
-        let mut parameters = TlsParameters::builder(host.to_owned());
-        if let Some(certificates) = &self.0 {
-            parameters = parameters.certificate_store(CertificateStore::None);
-            for certificate in certificates {
-                let certificate = Certificate::from_der(certificate.to_vec());
-                parameters = parameters.add_root_certificate(certificate.map_err(unusable)?);
-            }
-        }
-        parameters.build().map_err(unusable)
-    }
-
-    /// For TLS before the first byte of SMTP: the same trust.
     fn connector(&self) -> Result<TlsConnector, InvalidServer> {
         let mut roots = RootCertStore::empty();
         match &self.0 {
@@ -192,9 +175,9 @@ mod tests {
         assert_eq!(server.credentials, Some(Credentials::new("ada@x".into(), "se/cret".into())));
         assert_eq!(server.hello, ClientId::Domain("shop.example".into()));
         let server = parse("smtp://mail.example?tls=required").expect("a server");
-        assert!(matches!(server.security, Security::Required(_)) && server.port == 587);
+        assert!(matches!(server.security, Security::Required(..)) && server.port == 587);
         let server = parse("smtp://[::1]:25?tls=opportunistic").expect("a server");
-        assert!(matches!(server.security, Security::Opportunistic(_)) && server.host == "::1");
+        assert!(matches!(server.security, Security::Opportunistic(..)) && server.host == "::1");
     }
 
     #[test]

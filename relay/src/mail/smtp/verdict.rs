@@ -30,10 +30,23 @@ pub(crate) enum Step {
 pub(crate) enum Trouble {
     /// Answered with 4xx.
     Transient,
+    /// Answered with 421: the server closes the connection (RFC 5321, 3.8).
+    Closing,
     /// Answered with 5xx.
     Permanent,
     /// The connection broke, nothing came in time, or what came is no SMTP.
     Broken,
+}
+
+impl Trouble {
+    /// What a reply with this code is, that says no.
+    pub(super) fn of(code: u16) -> Self {
+        match code {
+            421 => Self::Closing,
+            400..=499 => Self::Transient,
+            _ => Self::Permanent,
+        }
+    }
 }
 
 /// What it means.
@@ -43,6 +56,8 @@ pub(crate) enum Verdict {
     Outage,
     /// This mail is to be tried again later.
     Deferred,
+    /// One of the two: a new connection tells whether the server has gone or cannot stand this mail.
+    Doubtful,
     /// This mail is refused for good.
     Failed,
     /// The server may have taken this mail.
@@ -54,12 +69,13 @@ pub(crate) enum Verdict {
 #[must_use]
 pub(crate) fn judge(step: Step, trouble: Trouble) -> Verdict {
     use Step::{Connect, Data, Greeting, Login, Message, Recipient, Sender, StartTls, Tls};
-    use Trouble::{Broken, Permanent, Transient};
+    use Trouble::{Broken, Closing, Permanent, Transient};
     match (step, trouble) {
-        (Connect | Tls | Greeting | StartTls | Login | Sender, Transient | Permanent | Broken) => {
+        (Connect | Tls | Greeting | StartTls | Login | Sender, Transient | Closing | Permanent | Broken) => {
             Verdict::Outage
         }
-        (Recipient | Data | Message, Transient) | (Recipient | Data, Broken) => Verdict::Deferred,
+        (Recipient | Data | Message, Transient) => Verdict::Deferred,
+        (Recipient | Data | Message, Closing) | (Recipient | Data, Broken) => Verdict::Doubtful,
         (Recipient | Data | Message, Permanent) => Verdict::Failed,
         // The final dot may have been read.
         (Message, Broken) => Verdict::Unknown,
@@ -101,21 +117,23 @@ mod tests {
             Step::Message,
         ];
         let word = |step, trouble| match judge(step, trouble) {
+            // Nothing is answered there.
+            _ if matches!(step, Step::Connect | Step::Tls) && trouble != Trouble::Broken => "–",
             Verdict::Outage => "outage",
             Verdict::Deferred => "`pending`",
+            Verdict::Doubtful => "`pending` or outage",
             Verdict::Failed => "`failed`",
             Verdict::Unknown => "`unknown`",
         };
         let code: Vec<String> = steps
             .into_iter()
             .map(|step| {
-                let [transient, permanent, broken] =
-                    [Trouble::Transient, Trouble::Permanent, Trouble::Broken]
-                        .map(|trouble| word(step, trouble));
-                format!("| {step} | {transient} | {permanent} | {broken} |")
+                let troubles = [Trouble::Transient, Trouble::Closing, Trouble::Permanent, Trouble::Broken];
+                let [transient, closing, permanent, broken] = troubles.map(|trouble| word(step, trouble));
+                format!("| {step} | {transient} | {closing} | {permanent} | {broken} |")
             })
             .collect();
-        let table = documented("| step | 4xx | 5xx | broken or silent |", "\n\n");
+        let table = documented("| step | 4xx | 421 | 5xx | broken or silent |", "\n\n");
         let table: Vec<&str> = table.lines().skip(2).collect();
         assert_eq!(table, code);
     }
