@@ -15,13 +15,14 @@ use demo::testing::{Database, Topic, eventually};
 use demo::topic::Message;
 use events::inbox::{HandleError, Handler, Inbox, Pass, Settings};
 use events::kafka::Event;
-use outbox::{compare, compare_with, settled};
+use outbox::{append, compare, compare_with, settled};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
 use sqlx::{Executor, PgConnection, PgPool};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 const NO_MAIL: &str = "smtp://127.0.0.1:1";
@@ -684,7 +685,8 @@ async fn a_replay_that_waits_for_kafka_shows_all_the_time_that_it_runs() {
     drop(relay);
 }
 
-/// What live events wait, commit to acknowledgement: the relay's own mean over so many of them, seconds.
+/// What a live event takes until it is acknowledged, in the mean over so many of them, seconds: to be
+/// committed, as seen from here, and from there on, as the relay counts it.
 async fn live_delay(place: &Place, relay: &Server, events: u64) -> f64 {
     let read = async || -> Option<(f64, f64)> {
         let page = reqwest::get(format!("{}/metrics", relay.url())).await.ok()?.text().await.ok()?;
@@ -695,23 +697,34 @@ async fn live_delay(place: &Place, relay: &Server, events: u64) -> f64 {
         Some((value("outbox_commit_to_ack_seconds_sum")?, value("outbox_commit_to_ack_seconds_count")?))
     };
     let before = read().await.expect("metrics");
+    // One every 5 ms, whatever becomes of the others: who is kept waiting keeps nobody from coming.
+    let mut arrivals = tokio::time::interval(Duration::from_millis(5));
+    let mut commits = JoinSet::new();
     for _ in 0..events {
-        place.commit(Uuid::now_v7(), 1, "{}").await;
-        let ring = sqlx::query("select pg_notify($1, '')").bind(events::OUTBOX_CHANNEL);
-        ring.execute(&place.pool).await.expect("rung");
+        arrivals.tick().await;
+        let pool = place.pool.clone();
+        commits.spawn(async move {
+            let began = Instant::now();
+            append(&pool, Uuid::now_v7()).await.expect("committed");
+            let ring = sqlx::query("select pg_notify($1, '')").bind(events::OUTBOX_CHANNEL);
+            ring.execute(&pool).await.expect("rung");
+            began.elapsed()
+        });
     }
+    let took: Duration = commits.join_all().await.into_iter().sum();
+    let committed = took.as_secs_f64() / events as f64;
     let (sum, count) = eventually("the live events to be acknowledged", SOON, async || {
         let now = read().await?;
         (now.1 - before.1 >= events as f64).then_some((now.0 - before.0, now.1 - before.1))
     })
     .await;
-    sum / count
+    committed + sum / count
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn live_events_hardly_wait_longer_while_old_ones_are_replayed() {
     /// The smaller of the two is never much larger by chance.
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 5;
     const LIVE: u64 = 200;
     let place = Place::new(3).await;
     let elsewhere = Topic::create(3).await;
@@ -747,8 +760,8 @@ async fn live_events_hardly_wait_longer_while_old_ones_are_replayed() {
         signal(&replay, "-INT").await;
         ended(replay).await;
     }
-    eprintln!("commit to acknowledgement: {without} s alone, {with} s beside a replay");
-    assert!(with < 5.0 * without, "{with} s beside a replay, {without} s without");
+    eprintln!("a live event takes {without} s alone, {with} s beside a replay");
+    assert!(with < 3.0 * without, "{with} s beside a replay, {without} s without");
 }
 
 #[tokio::test(flavor = "multi_thread")]
