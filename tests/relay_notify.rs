@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use demo::mailbox::{Fault, Mailbox};
+use demo::mailbox::{Fault, Mailbox, Step, Wrong};
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
 use events::{Attributes, EventId};
@@ -530,7 +530,7 @@ async fn an_erasure_while_a_mail_is_being_sent_says_so_and_a_second_one_complete
     let topic = Topic::create(1).await;
     let group = format!("notify-{}", topic.name());
     let mailbox = Mailbox::start(0).await.expect("a mailbox");
-    mailbox.set_fault("ada@example.com", Some(Fault::SilentAfterMessage));
+    mailbox.set_fault("ada@example.com", Some(Fault::At(Step::Message, Wrong::Silence)));
     let api = started(Server::orders(database.url(), &[])).await;
     let settings = [("NOTIFY_GROUP", group.as_str()), ("MAIL_ON_UNKNOWN", "hold")];
     let url = mailbox.smtp_url();

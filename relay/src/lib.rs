@@ -121,7 +121,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> Result<(), RunEr
                     traces: traces.clone(),
                 };
                 tasks.spawn(async move {
-                    publisher.run(shutdown).await;
+                    Box::pin(publisher.run(shutdown)).await;
                     "publish"
                 });
             }
