@@ -353,6 +353,44 @@ async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may
     compare(&pool, &topic, &HashSet::new()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_logs_in_to_kafka_with_each_of_its_clients_and_a_wrong_password_is_told() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let extras = Extras { login: Some(("relay", "hunter2")), ..Extras::default() };
+    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
+    backlog(&pool, 20, 2).await;
+    let group = format!("notify-{}", topic.name());
+    let start = |password: &str| {
+        let login =
+            "security.protocol=SASL_PLAINTEXT,sasl.mechanism=PLAIN,sasl.username=relay,sasl.password=";
+        let properties = format!("{login}{password}");
+        let settings = [("KAFKA_PROPERTIES", properties.as_str()), ("NOTIFY_GROUP", group.as_str())];
+        let (brokers, no_mail) = (kafka.login_brokers(), "smtp://127.0.0.1:1");
+        let stages = ["publish", "notify"];
+        Server::relay_stages(&stages, database.url(), &brokers, topic.name(), no_mail, &settings)
+            .expect("starts")
+    };
+    let mut relay = start("wrong");
+    says(&relay, "uthentication").await;
+    relay.kill().expect("killed");
+    let mut relay = start("hunter2");
+    settled(&pool, SOON).await;
+    // What is in the outbox are no orders' events, and so notify takes them aside: it has read them.
+    eventually("notify to have read everything", SOON, async || {
+        let read: i64 =
+            sqlx::query_scalar("select (select count(*) from inbox) + (select count(*) from inbox_dead)")
+                .fetch_one(&pool)
+                .await
+                .ok()?;
+        (read == 40).then_some(())
+    })
+    .await;
+    recovered(&mut relay).await;
+    compare(&pool, &topic, &HashSet::new()).await;
+}
+
 /// A disk that can be filled; none, and loudly, where this process may not mount one. CI may.
 #[allow(clippy::disallowed_methods, reason = "no setting of a program")]
 fn small_disk(megabytes: u32) -> Option<Disk> {

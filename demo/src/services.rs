@@ -72,6 +72,8 @@ pub struct Extras<'a> {
     pub settings: &'a [(&'a str, &'a str)],
     /// More environment variables.
     pub environment: &'a [(&'a str, &'a str)],
+    /// User and password of a second listener of the broker ([`Kafka::login_brokers`]): SASL PLAIN, unencrypted.
+    pub login: Option<(&'a str, &'a str)>,
     /// Options of the broker's Java virtual machine in place of ours, which start fast and take little memory.
     pub jvm: &'a [&'a str],
     /// Where its data lies; in the directory of the run when there is none.

@@ -97,13 +97,19 @@ impl Settings {
     /// Configuration that every client of this process shares.
     #[must_use]
     pub(crate) fn client(&self) -> ClientConfig {
+        self.client_with(&[])
+    }
+
+    /// The same with what a kind of client is given where nobody set anything else.
+    fn client_with(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("client.id", "orders-relay")
             // A broker that comes back is noticed within a second.
             .set("reconnect.backoff.max.ms", "1000")
             .set("socket.keepalive.enable", "true");
-        for (key, value) in &self.properties.0 {
+        let properties = self.properties.0.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        for (key, value) in defaults.iter().copied().chain(properties) {
             config.set(key, value);
         }
         config.set("bootstrap.servers", &self.brokers);
@@ -118,20 +124,17 @@ impl Settings {
     }
 
     fn producer(&self, alone: bool) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config
-            .set("compression.type", "lz4")
+        let mut config = self.client_with(&[
+            ("compression.type", "lz4"),
             // Under load batches fill while requests are under way; idle, nothing waits.
-            .set("linger.ms", "0")
+            ("linger.ms", "0"),
             // Above what the publisher ever hands over (`core::Limits`), so the queue is never full;
             // one more bound on memory all the same.
-            .set("queue.buffering.max.messages", "100000")
-            .set("queue.buffering.max.kbytes", "98304")
+            ("queue.buffering.max.messages", "100000"),
+            ("queue.buffering.max.kbytes", "98304"),
             // One client fills the gauges; the one for suspects is seldom there.
-            .set("statistics.interval.ms", if alone { "0" } else { STATISTICS_INTERVAL });
-        for (key, value) in self.client().config_map() {
-            config.set(key, value);
-        }
+            ("statistics.interval.ms", if alone { "0" } else { STATISTICS_INTERVAL }),
+        ]);
         for (key, value) in FIXED.iter().filter(|(key, _)| *key != "enable.auto.offset.store") {
             config.set(*key, *value);
         }
@@ -166,6 +169,10 @@ pub(crate) enum Answer {
 
 impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
+        // Comes behind what was wrong with each of them, and names no cause.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
         let words = format!("{error}: {reason}");
         let answer = match verdict(&error) {
             // Events that are with the producer may never be answered now.
@@ -422,6 +429,24 @@ mod tests {
             [("debug", "broker,cgrp"), ("linger.ms", "5")].map(|(k, v)| (k.to_owned(), v.to_owned()))
         );
         assert!("linger.ms=5, security.protocol=ssl".parse::<Properties>().is_ok());
+    }
+
+    #[test]
+    fn a_producer_has_the_properties_as_they_were_given_passwords_too_and_defaults_beside_them() {
+        let settings = Settings {
+            brokers: "localhost:9092".into(),
+            topic: "orders".into(),
+            source: "/orders".into(),
+            properties: "sasl.password=hunter2,linger.ms=5,client.id=ours".parse().expect("properties"),
+        };
+        for config in [settings.producer(false), settings.producer(true), settings.client()] {
+            let native = config.create_native_config().expect("a configuration");
+            assert_eq!(native.get("sasl.password").expect("set"), "hunter2");
+            assert_eq!(native.get("client.id").expect("set"), "ours");
+        }
+        assert_eq!(settings.producer(false).get("linger.ms"), Some("5"));
+        assert_eq!(settings.producer(false).get("compression.type"), Some("lz4"));
+        assert_eq!(settings.producer(false).get("acks"), Some("all"));
     }
 
     /// Every code that librdkafka has.

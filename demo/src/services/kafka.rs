@@ -30,6 +30,7 @@ pub struct Kafka {
     directory: PathBuf,
     classpath: String,
     port: u16,
+    login_port: u16,
     cluster: Cluster,
     spec: Spec,
     process: Process,
@@ -87,6 +88,10 @@ impl Kafka {
             let properties = directory.join("server.properties");
             let data = extras.disk.map_or(directory.as_path(), Disk::path).join(format!("data-{tries}"));
             let mut text = server_properties(node, is_first, port, cluster.controller, &data);
+            let login_port = free_port().map_err(io_failed)?;
+            if let Some((user, password)) = extras.login {
+                text += &login_properties(port, cluster.controller, login_port, user, password);
+            }
             for (name, value) in extras.settings {
                 text += &format!("{name}={value}\n");
             }
@@ -99,7 +104,8 @@ impl Kafka {
             let set = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
             let spec = Spec { env: extras.environment.iter().map(set).collect(), ..spec };
             let process = Process::spawn(&spec).map_err(ServiceError::process(NAME))?;
-            let mut broker = Self { directory, classpath: classpath.clone(), port, cluster, spec, process };
+            let classpath = classpath.clone();
+            let mut broker = Self { directory, classpath, port, login_port, cluster, spec, process };
             match broker.answers().await {
                 Ok(()) => return Ok(broker),
                 Err(error) if tries == STARTS => return Err(error),
@@ -112,6 +118,12 @@ impl Kafka {
     #[must_use]
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The same for clients that log in; nobody is there without [`Extras::login`].
+    #[must_use]
+    pub fn login_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.login_port)
     }
 
     /// The process.
@@ -304,6 +316,20 @@ fn server_properties(node: u16, is_first: bool, port: u16, controller: u16, data
          num.partitions=6\n\
          auto.create.topics.enable=false\n",
         data.display()
+    )
+}
+
+/// Goes behind the properties of a first broker, and replaces its listeners.
+fn login_properties(port: u16, controller: u16, login_port: u16, user: &str, password: &str) -> String {
+    let listeners = format!("PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port}");
+    format!(
+        "listeners={listeners},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners={listeners}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LOGIN:SASL_PLAINTEXT\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         sasl.enabled.mechanisms=PLAIN\n\
+         listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+         required user_{user}=\"{password}\";\n"
     )
 }
 

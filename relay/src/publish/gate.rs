@@ -156,20 +156,15 @@ impl Gate {
         self.held + self.deferred
     }
 
-    /// Remembered numbers whose order has room for them, ascending within each order.
+    /// Remembered numbers whose order has room for them, ascending within each order. Orders that are
+    /// furthest behind come first: so all of them stay about as far, and what is settled stays a few ranges.
     pub(crate) fn wanted(&self, at_most: usize) -> Vec<RangeInclusive<i64>> {
         let lane_limit = self.lane_limit();
-        let mut wanted = Numbers::new();
-        let mut count = 0;
-        for lane in self.hungry.iter().filter_map(|order| self.lanes.get(order)) {
-            for seq in lane.deferred.iter().take(lane_limit.saturating_sub(lane.queue.len())) {
-                if count == at_most {
-                    return wanted.into_iter().collect();
-                }
-                wanted.insert(*seq..=*seq);
-                count += 1;
-            }
-        }
+        let mut hungry: Vec<&Lane> = self.hungry.iter().filter_map(|order| self.lanes.get(order)).collect();
+        hungry.sort_unstable_by_key(|lane| lane.deferred.front());
+        let room = |lane: &Lane| lane_limit.saturating_sub(lane.queue.len());
+        let numbers = hungry.iter().flat_map(|lane| lane.deferred.iter().take(room(lane)));
+        let wanted: Numbers = numbers.take(at_most).map(|seq| *seq..=*seq).collect();
         wanted.into_iter().collect()
     }
 
@@ -395,6 +390,29 @@ mod tests {
         let nothing = Retry { id, order: A, rows: Vec::new(), last: true, frees: true };
         assert_eq!(gate.retry(nothing), Some(id), "the last dead letter was discarded");
         assert!(gate.admit(row(8, A)).is_none());
+    }
+
+    #[test]
+    fn of_orders_that_wait_for_room_those_furthest_behind_are_read_first() {
+        let mut gate = Gate::new(MEMORY, HashSet::new());
+        let orders: Vec<Uuid> = (1..=20).map(Uuid::from_u128).collect();
+        let many = i64::try_from(LANE).expect("few") * 2;
+        // One after the other, so that the last order is the furthest behind.
+        for seq in 1..=many * 20 {
+            let turn = usize::try_from((seq - 1) / many).expect("few");
+            gate.admit(row(seq, orders[19 - turn]));
+        }
+        let handed: HashSet<i64> = sent(&mut gate).into_iter().collect();
+        for seq in handed {
+            let turn = usize::try_from((seq - 1) / many).expect("few");
+            for seq in seq..seq + i64::try_from(LANE).expect("few") {
+                gate.acknowledged(&row(seq, orders[19 - turn]));
+                gate.send_next();
+            }
+        }
+        let wanted = gate.wanted(LANE);
+        let first = i64::try_from(LANE).expect("few") + 1;
+        assert_eq!(wanted, [first..=first + i64::try_from(LANE).expect("few") - 1]);
     }
 
     #[test]
