@@ -5,6 +5,7 @@ mod outbox;
 
 use std::time::{Duration, SystemTime};
 
+use chrono::{DateTime, Utc};
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
 use outbox::settled;
@@ -267,6 +268,9 @@ async fn pages(pool: &PgPool, sql: &str, above: i64) -> i64 {
     let mut query = sqlx::query_scalar::<_, Json<Value>>(AssertSqlSafe(explain));
     if sql.contains("$1") {
         query = query.bind(Vec::<i64>::new()).bind(Vec::<i64>::new()).bind(above).bind(2000_i64);
+        let server_started: DateTime<Utc> =
+            sqlx::query_scalar("select pg_postmaster_start_time()").fetch_one(pool).await.expect("a time");
+        query = query.bind(server_started);
     }
     let plan = query.fetch_one(pool).await.expect("explained");
     let of = |name: &str| plan[0]["Plan"][name].as_i64().expect("a number of pages");
