@@ -200,9 +200,17 @@ impl Place {
         leader.ready(READY).await?;
         standby.ready(READY).await?;
         let database = self.server.clone().database("commits");
-        let holder: String = sqlx::query_scalar("select holder from relay_sinks where holder is not null")
-            .fetch_one(&mut database.connect().await?)
-            .await?;
+        let mut connection = database.connect().await?;
+        let holder = loop {
+            let holder: Option<String> =
+                sqlx::query_scalar("select holder from relay_sinks where holder is not null")
+                    .fetch_optional(&mut connection)
+                    .await?;
+            if let Some(holder) = holder {
+                break holder;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
         if !holder.starts_with(&format!("relay-{}-", leader.process().id())) {
             std::mem::swap(&mut leader, &mut standby);
         }
