@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use demo::process::ProcessError;
 use demo::programs::Server;
 use demo::testing::{Database, Topic, eventually};
-use outbox::{compare, settled};
+use outbox::{compare, settled, without_holes};
 use sqlx::{Executor, PgPool, Postgres, Transaction};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -120,14 +120,7 @@ async fn late_commits_and_rollbacks_lose_nothing_double_nothing_and_wait_for_no_
     commit_event(&pool, orders[0], "{}").await;
 
     settled(&pool, SOON).await;
-    eventually("every hole to be closed", SOON, async || {
-        let ranges: i64 = sqlx::query_scalar("select count(*) from relay_sinks, unnest(published)")
-            .fetch_one(&pool)
-            .await
-            .ok()?;
-        (ranges == 1).then_some(())
-    })
-    .await;
+    without_holes(&pool, SOON).await;
     let (drawn, committed): (i64, i64) =
         sqlx::query_as("select max(seq), count(*) from outbox").fetch_one(&pool).await.expect("counted");
     assert!(drawn > committed, "there were holes");
@@ -163,14 +156,7 @@ async fn transactions_that_never_wrote_to_the_outbox_delay_nobody_though_they_la
         longest = longest.max(committed.elapsed());
     }
     assert!(longest < TAKEOVER, "an event waited {longest:?}");
-    eventually("every hole to be closed while they last", SOON, async || {
-        let ranges: i64 = sqlx::query_scalar("select count(*) from relay_sinks, unnest(published)")
-            .fetch_one(&pool)
-            .await
-            .ok()?;
-        (ranges == 1).then_some(())
-    })
-    .await;
+    without_holes(&pool, SOON).await;
     for transaction in foreign {
         transaction.commit().await.expect("they lasted to the end");
     }

@@ -18,7 +18,7 @@ use demo::testing::{Database, Topic, eventually};
 use faults::{
     LONG, SOON, backlog, gauge, in_the_middle, long_backlog, nothing_is_parked, publisher, recovered, says,
 };
-use outbox::{append, compare, settled};
+use outbox::{append, compare, settled, without_holes};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -287,12 +287,7 @@ async fn what_a_publisher_writes_after_its_lease_was_taken_changes_no_row() {
 async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_once_it_may() {
     let database = Database::create().await;
     let pool = database.pool().await;
-    let authorizer = [
-        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
-        ("allow.everyone.if.no.acl.found", "true"),
-    ];
-    let extras = Extras { settings: &authorizer, ..Extras::default() };
-    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let kafka = Kafka::start_with_rights().await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     let everybody = "User:ANONYMOUS";
     let read = ["--add", "--allow-principal", everybody, "--operation", "Read", "--operation", "Describe"];
@@ -318,12 +313,7 @@ async fn a_topic_that_may_not_be_written_to_parks_nothing_and_all_goes_through_o
 async fn a_producer_that_may_not_begin_keeps_its_lease_and_says_why_until_it_may() {
     let database = Database::create().await;
     let pool = database.pool().await;
-    let authorizer = [
-        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
-        ("allow.everyone.if.no.acl.found", "true"),
-    ];
-    let extras = Extras { settings: &authorizer, ..Extras::default() };
-    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let kafka = Kafka::start_with_rights().await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 3, &[]).await;
     // Who may write to no topic and has no right of its own to be idempotent gets no producer id, and
     // librdkafka takes that for fatal.
@@ -539,14 +529,7 @@ async fn a_sequence_that_jumped_far_ahead_delays_and_loses_nothing() {
     }
     append(&pool, order).await.expect("committed");
     settled(&pool, SOON).await;
-    eventually("the jumps to be counted as settled", SOON, async || {
-        let ranges: i64 = sqlx::query_scalar("select count(*) from relay_sinks, unnest(published)")
-            .fetch_one(&pool)
-            .await
-            .ok()?;
-        (ranges == 1).then_some(())
-    })
-    .await;
+    without_holes(&pool, SOON).await;
     assert_eq!(compare(&pool, &topic, &HashSet::new()).await, 0);
 }
 

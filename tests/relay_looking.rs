@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use demo::mailbox::Mailbox;
 use demo::programs::Server;
-use demo::services::{Extras, Kafka, Postgres};
+use demo::services::{Kafka, Postgres};
 use demo::testing::{DATABASE_SERVER, Database, Topic, eventually, shared};
 use outbox::settled;
 use rdkafka::ClientConfig;
@@ -816,12 +816,7 @@ async fn doctor_finds_the_settings_that_undo_a_guarantee_and_says_how_to_mend_th
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_finds_that_kafka_lets_the_relay_write_nothing_and_writes_nothing_to_find_it() {
     let database = Database::create().await;
-    let authorizer = [
-        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
-        ("allow.everyone.if.no.acl.found", "true"),
-    ];
-    let extras = Extras { settings: &authorizer, ..Extras::default() };
-    let kafka = Kafka::start_with(extras).await.expect("a Kafka of our own");
+    let kafka = Kafka::start_with_rights().await.expect("a Kafka of our own");
     let topic = Topic::create_on(&kafka.brokers(), 1, &[]).await;
     let at = at(&database, &topic);
     let (_, report) = at.json(&["doctor"]).await;

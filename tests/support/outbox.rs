@@ -37,6 +37,18 @@ pub(crate) async fn settled(pool: &PgPool, limit: Duration) {
     .await;
 }
 
+/// Waits until every number that was drawn below the highest settled one counts as settled.
+pub(crate) async fn without_holes(pool: &PgPool, limit: Duration) {
+    eventually("every hole to be closed", limit, async || {
+        let ranges: i64 = sqlx::query_scalar("select count(*) from relay_sinks, unnest(published)")
+            .fetch_one(pool)
+            .await
+            .ok()?;
+        (ranges == 1).then_some(())
+    })
+    .await;
+}
+
 /// An event as the outbox, or the topic, tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {

@@ -61,6 +61,19 @@ impl Kafka {
         Self::start_node(1, None, extras).await
     }
 
+    /// One that knows access rules ([`Kafka::rights`]). Where there is none for a resource, everybody may do
+    /// everything with it.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub async fn start_with_rights() -> Result<Self, ServiceError> {
+        let authorizer = [
+            ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+            ("allow.everyone.if.no.acl.found", "true"),
+        ];
+        Self::start_with(Extras { settings: &authorizer, ..Extras::default() }).await
+    }
+
     /// Starts another broker of the same cluster. The first one stays its controller: the cluster lives as
     /// long as that one.
     ///
