@@ -8,6 +8,11 @@ use relay::{RunError, commands, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// What is read in one thread is sent and freed in others, librdkafka's among them: docs/performance.md
+/// has what this one saves of a drain's time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = match Cli::parse().command {

@@ -4,10 +4,11 @@
 //! Pure: no I/O, no clock. Order per order (invariant 4) rests on this alone: it is the only
 //! variant that kept the order in every fault, and it costs nothing measurable.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use uuid::Uuid;
 
 use super::frontier::Numbers;
@@ -90,7 +91,7 @@ pub(crate) struct Gate {
     /// Events with Kafka.
     in_flight: usize,
     /// Orders with remembered numbers and room for them.
-    hungry: HashSet<Uuid>,
+    hungry: foldhash::HashSet<Uuid>,
     /// Orders of which an event is parked: later ones go behind it.
     parked: HashSet<Uuid>,
     held: usize,
@@ -110,7 +111,7 @@ impl Gate {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
             in_flight: 0,
-            hungry: HashSet::new(),
+            hungry: foldhash::HashSet::default(),
             parked,
             held: 0,
             held_bytes: 0,
