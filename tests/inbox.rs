@@ -376,6 +376,25 @@ async fn what_is_no_event_goes_to_the_dead_letters_with_the_order_that_its_key_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_aside_is_forwarded_long_before_the_next_look_for_what_others_left() {
+    let team = Team::new(1).await;
+    let world = Arc::new(World::default());
+    let running = team.start(&world);
+    // After the first look, which finds nothing; the next one comes 30 s later.
+    let (before, poison) = (OrderId::new(), event(OrderId::new(), 1));
+    team.send(&event(before, 1)).await;
+    team.wait_applied(before, &[1]).await;
+    world.refuse(&poison);
+    team.send(&poison).await;
+    eventually("the dead letter to be forwarded", Duration::from_secs(15), async || {
+        (team.count("select count(*) from inbox_dead where forwarded_at is not null").await == 1)
+            .then_some(())
+    })
+    .await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_that_cannot_be_delivered_hold_nothing_up_and_are_kept() {
     let team = Team::new(1).await;
     let world = Arc::new(World::default());

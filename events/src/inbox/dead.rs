@@ -12,6 +12,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 use sqlx::PgPool;
+use tokio::sync::Notify;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -24,8 +25,10 @@ use crate::kafka::Event;
 
 /// At most so many dead events are forwarded at once.
 const FORWARDED_AT_ONCE: i64 = 100;
-/// Between two looks for something to forward.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
+/// Between two looks for something to forward that was not told of: others of the group forward it too.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(30);
+/// Between two tries to forward what did not get through.
+const BETWEEN_TRIES: Duration = Duration::from_secs(5);
 /// How long the dead-letter topic may take.
 const ACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// What the topic has refused is sent again after so long: it may take larger messages by then.
@@ -54,8 +57,9 @@ pub async fn release(pool: &PgPool, name: &str, order: OrderId, how: Release) ->
     db::ask_release(&mut *pool.acquire().await?, name, order.as_uuid(), how).await
 }
 
-/// Forwards dead events to the dead-letter topic. Nothing waits for it. Each member of the group does it and
-/// knows nothing of the others, so a dead event may go there as often as there are members.
+/// Forwards dead events to the dead-letter topic: at once what this member took aside, and now and then what is
+/// there. Nothing waits for it. Each member of the group does it and knows nothing of the others, so a dead event
+/// may go there as often as there are members.
 pub(super) struct Letters {
     pool: PgPool,
     consumer: String,
@@ -64,6 +68,8 @@ pub(super) struct Letters {
     /// Made when there is something to forward.
     producer: Option<FutureProducer>,
     refused: Refused,
+    /// Told when something was taken aside.
+    aside: Arc<Notify>,
     /// Why something does not get through at present.
     trouble: Arc<Mutex<Option<InboxError>>>,
 }
@@ -82,7 +88,12 @@ impl Refused {
 }
 
 impl Letters {
-    pub(super) fn new(settings: &Settings, pool: PgPool, trouble: Arc<Mutex<Option<InboxError>>>) -> Self {
+    pub(super) fn new(
+        settings: &Settings,
+        pool: PgPool,
+        aside: Arc<Notify>,
+        trouble: Arc<Mutex<Option<InboxError>>>,
+    ) -> Self {
         let mut config = settings.kafka.clone();
         config
             .set("acks", "all")
@@ -94,7 +105,7 @@ impl Letters {
             .set("message.max.bytes", "1000000000")
             .set("message.timeout.ms", ACKNOWLEDGED.as_millis().to_string());
         let (consumer, topic) = (settings.name.clone(), settings.dead_letter_topic.clone());
-        Self { pool, consumer, config, topic, producer: None, refused: Refused::none(), trouble }
+        Self { pool, consumer, config, topic, producer: None, refused: Refused::none(), aside, trouble }
     }
 
     /// Forwards what comes, for ever.
@@ -107,8 +118,12 @@ impl Letters {
                 Ok(()) => self.refused.last.clone().map(|source| self.dead_letters(source)),
                 Err(error) => Some(error),
             };
+            let pause = if trouble.is_some() { BETWEEN_TRIES } else { BETWEEN_LOOKS };
             *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.aside.notified() => {}
+            }
         }
     }
 

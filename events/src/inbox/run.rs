@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ pub(super) struct Condition {
     failures: u32,
     kafka_failed: Option<Instant>,
     letters: Arc<Mutex<Option<InboxError>>>,
+    /// Told when something was taken aside.
+    aside: Arc<Notify>,
     looked: Option<Instant>,
 }
 
@@ -41,7 +44,8 @@ impl<H: Handler + 'static> Inbox<H> {
     /// Handles events until shutdown, through outages of Kafka, of PostgreSQL and of what the
     /// handler needs, and leaves the group in good order.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let letters = Letters::new(&self.settings, self.pool.clone(), Arc::clone(&self.condition.letters));
+        let Condition { letters, aside, .. } = &self.condition;
+        let letters = Letters::new(&self.settings, self.pool.clone(), Arc::clone(aside), Arc::clone(letters));
         let turns = async {
             loop {
                 self.turn().await;
@@ -61,6 +65,9 @@ impl<H: Handler + 'static> Inbox<H> {
     async fn turn(&mut self) {
         match self.look_and_pass().await {
             Ok(pass) => {
+                if pass.dead > 0 {
+                    self.condition.aside.notify_one();
+                }
                 if pass != Pass::default() {
                     self.handler.committed(&pass).await;
                 }
