@@ -68,10 +68,16 @@ pub(super) struct Letters {
     /// Made when there is something to forward.
     producer: Option<FutureProducer>,
     refused: Refused,
+    shared: Arc<Shared>,
+}
+
+/// What the loop of an inbox and its [`Letters`] tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
     /// Told when something was taken aside.
-    aside: Arc<Notify>,
+    pub(super) aside: Notify,
     /// Why something does not get through at present.
-    trouble: Arc<Mutex<Option<InboxError>>>,
+    pub(super) trouble: Mutex<Option<InboxError>>,
 }
 
 /// What the topic refuses because of the dead event itself: left out for a while, so that it holds up no other.
@@ -88,12 +94,7 @@ impl Refused {
 }
 
 impl Letters {
-    pub(super) fn new(
-        settings: &Settings,
-        pool: PgPool,
-        aside: Arc<Notify>,
-        trouble: Arc<Mutex<Option<InboxError>>>,
-    ) -> Self {
+    pub(super) fn new(settings: &Settings, pool: PgPool, shared: Arc<Shared>) -> Self {
         let mut config = settings.kafka.clone();
         config
             .set("acks", "all")
@@ -105,7 +106,7 @@ impl Letters {
             .set("message.max.bytes", "1000000000")
             .set("message.timeout.ms", ACKNOWLEDGED.as_millis().to_string());
         let (consumer, topic) = (settings.name.clone(), settings.dead_letter_topic.clone());
-        Self { pool, consumer, config, topic, producer: None, refused: Refused::none(), aside, trouble }
+        Self { pool, consumer, config, topic, producer: None, refused: Refused::none(), shared }
     }
 
     /// Forwards what comes, for ever.
@@ -118,11 +119,13 @@ impl Letters {
                 Ok(()) => self.refused.last.clone().map(|source| self.dead_letters(source)),
                 Err(error) => Some(error),
             };
-            let pause = if trouble.is_some() { BETWEEN_TRIES } else { BETWEEN_LOOKS };
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.aside.notified() => {}
+            let well = trouble.is_none();
+            *self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+            if well {
+                // Told, or time for a look: either way there may be something.
+                let _ = tokio::time::timeout(BETWEEN_LOOKS, self.shared.aside.notified()).await;
+            } else {
+                tokio::time::sleep(BETWEEN_TRIES).await;
             }
         }
     }

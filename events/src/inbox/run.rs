@@ -1,15 +1,14 @@
 //! The loop around the passes: pausing in an outage, going on after it, and the looks for orders to release.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dead::Letters;
+use super::dead::{Letters, Shared};
 use super::{Handler, Inbox, InboxError, Pass};
 
 /// A pass that waits longer than this has simply nothing to do.
@@ -26,9 +25,7 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub(super) struct Condition {
     failures: u32,
     kafka_failed: Option<Instant>,
-    letters: Arc<Mutex<Option<InboxError>>>,
-    /// Told when something was taken aside.
-    aside: Arc<Notify>,
+    letters: Arc<Shared>,
     looked: Option<Instant>,
 }
 
@@ -44,8 +41,7 @@ impl<H: Handler + 'static> Inbox<H> {
     /// Handles events until shutdown, through outages of Kafka, of PostgreSQL and of what the
     /// handler needs, and leaves the group in good order.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let Condition { letters, aside, .. } = &self.condition;
-        let letters = Letters::new(&self.settings, self.pool.clone(), Arc::clone(aside), Arc::clone(letters));
+        let letters = Letters::new(&self.settings, self.pool.clone(), Arc::clone(&self.condition.letters));
         let turns = async {
             loop {
                 self.turn().await;
@@ -66,7 +62,7 @@ impl<H: Handler + 'static> Inbox<H> {
         match self.look_and_pass().await {
             Ok(pass) => {
                 if pass.dead > 0 {
-                    self.condition.aside.notify_one();
+                    self.condition.letters.aside.notify_one();
                 }
                 if pass != Pass::default() {
                     self.handler.committed(&pass).await;
@@ -76,8 +72,9 @@ impl<H: Handler + 'static> Inbox<H> {
                     || self.condition.kafka_failed.is_none_or(|at| at.elapsed() >= SETTLED);
                 if settled {
                     self.condition.kafka_failed = None;
-                    let letters = self.condition.letters.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.handler.condition(letters.as_ref().map_or(Ok(()), Err));
+                    let trouble =
+                        self.condition.letters.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.handler.condition(trouble.as_ref().map_or(Ok(()), Err));
                 }
                 if self.condition.failures > 0 {
                     self.condition.failures = 0;

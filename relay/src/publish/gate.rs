@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 use uuid::Uuid;
 
 use super::frontier::Numbers;
@@ -108,7 +108,7 @@ impl Gate {
     #[must_use]
     pub(crate) fn new(bytes: usize, parked: HashSet<Uuid>) -> Self {
         Self {
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             ready: VecDeque::new(),
             in_flight: 0,
             hungry: foldhash::HashSet::default(),
