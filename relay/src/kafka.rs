@@ -1,5 +1,7 @@
 //! Kafka: how clients are configured, how an event is produced, and what a refusal means.
 
+mod polled;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,11 +10,12 @@ use events::{Attributes, EventId};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Statistics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
+use self::polled::PolledProducer;
 use crate::foreign::is_topic;
 use crate::metrics::{ClientMetrics, Counted, STATISTICS_INTERVAL};
 use crate::publish::core::{Input, Verdict};
@@ -279,9 +282,9 @@ pub(crate) fn verdict(error: &KafkaError) -> Verdict {
 /// Hands events to Kafka and gives the answers to a channel.
 pub(crate) struct Producer {
     settings: Settings,
-    many: ThreadedProducer<Deliveries>,
+    many: PolledProducer<Deliveries>,
     /// Made when the first suspect has to travel in a batch of its own.
-    alone: Option<ThreadedProducer<Deliveries>>,
+    alone: Option<PolledProducer<Deliveries>>,
     answers: UnboundedSender<Answer>,
     metrics: ClientMetrics,
     /// Whether events are marked as repeats that somebody asked for.
@@ -311,7 +314,7 @@ impl Producer {
     ) -> Result<(Self, UnboundedReceiver<Answer>), KafkaError> {
         let (answers, receiver) = unbounded_channel();
         let context = Deliveries::new(answers.clone(), metrics.clone());
-        let many = settings.producer(false).create_with_context(context)?;
+        let many = PolledProducer::new(&settings.producer(false), context)?;
         Ok((Self { settings, many, alone: None, answers, metrics: metrics.clone(), replay: false }, receiver))
     }
 
@@ -328,12 +331,11 @@ impl Producer {
         let producer = if due.alone {
             match &mut self.alone {
                 Some(producer) => producer,
-                none => none.insert(
-                    self.settings
-                        .producer(true)
-                        .create_with_context(Deliveries::new(self.answers.clone(), self.metrics.clone()))
-                        .map_err(refused)?,
-                ),
+                none => {
+                    let context = Deliveries::new(self.answers.clone(), self.metrics.clone());
+                    let producer = PolledProducer::new(&self.settings.producer(true), context);
+                    none.insert(producer.map_err(refused)?)
+                }
             }
         } else {
             &self.many
