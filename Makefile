@@ -80,6 +80,7 @@ bench-api: ## The API beside pgbench, on one PostgreSQL
 bench-relay: ## The relay beside a bare producer loop and a plain poller, on one PostgreSQL and one Kafka
 	@demo/install bench
 	cargo build --release --package relay --bin relay
+	cargo build --release --package orders --example bare_jemalloc
 	cargo bench --package orders --bench relay -- $(ARGS)
 
 bench-mail: install ## Measure the mail stage against a server on this machine; ARGS=--orders=2000 for a first look

@@ -4,7 +4,8 @@
 //! Rows go straight into the outbox, each commit a transaction of its own, and the API's own bell
 //! is rung. A latency begins when the commit has returned to the writer and ends when the
 //! relay has Kafka's acknowledgement, as its log says, or when a consumer of this process has the
-//! message in hand.
+//! message in hand. The limit is a writer that produces itself what it has just committed: nothing is
+//! read back, nobody is woken, and a crash in between loses the event.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -15,10 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use events::{Attributes, EventId};
 use orders::bell::Bell;
+use rdkafka::ClientContext;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
@@ -27,7 +31,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::kafka::Topic;
+use crate::Sample;
+use crate::kafka::{self, Topic};
 use crate::shared::Outcome;
 use crate::shared::figures::Percentiles;
 
@@ -36,7 +41,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// How long what was committed may take to arrive after the last commit.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Connections that commit one event at a time. Groups have one, as in the API.
-const WRITERS: usize = 16;
+const WRITERS: usize = 8;
 
 /// Has the relay log each acknowledgement, and so tell when it had it.
 pub(crate) const LOGGING: [(&str, &str); 2] =
@@ -53,12 +58,36 @@ pub(crate) struct Seen {
     pub(crate) errors: u64,
 }
 
+impl Seen {
+    /// Without what only who starts a relay can tell.
+    pub(crate) fn sample(self) -> Sample {
+        Sample {
+            per_second: self.per_second,
+            to_ack: self.to_ack,
+            to_consumer: Some(self.to_consumer),
+            cpu_per_event: None,
+            cpu_share: None,
+            memory: None,
+            errors: self.errors,
+        }
+    }
+}
+
 /// When an event was committed, acknowledged and received, in microseconds; 0 is not yet.
 #[derive(Default)]
 struct Times {
     committed: AtomicU64,
     acknowledged: AtomicU64,
     received: AtomicU64,
+}
+
+/// Who brings events to Kafka.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A relay that runs beside, and is rung for.
+    Relay,
+    /// Who has committed them.
+    Writer,
 }
 
 /// Everything that was committed, and what became of it.
@@ -70,17 +99,42 @@ pub(crate) struct Run {
     at_once: usize,
     /// The first event that nobody has taken to commit.
     next: Mutex<usize>,
-    times: Vec<Times>,
+    times: Arc<[Times]>,
     /// How many of them come before what is measured.
     warm_up: usize,
     repeats: AtomicU64,
     arrived: AtomicUsize,
     bell: Bell,
+    /// Of a writer that produces itself, and where to.
+    producer: Option<(ThreadedProducer<Acknowledge>, String)>,
+}
+
+/// Notes when Kafka has an event, by its number.
+struct Acknowledge {
+    start: Instant,
+    times: Arc<[Times]>,
+}
+
+impl ClientContext for Acknowledge {}
+
+impl ProducerContext for Acknowledge {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        if result.is_ok() {
+            self.times[number].acknowledged.store(micros(self.start), Ordering::Relaxed);
+        }
+    }
+}
+
+fn micros(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 pub(crate) async fn measure(
     database: &PgConnectOptions,
     topic: &Topic,
+    by: By,
     per_second: u64,
     at_once: usize,
     duration: Duration,
@@ -95,17 +149,28 @@ pub(crate) async fn measure(
     let (bell, ringing) = Bell::new(database.clone());
     let consumer = topic.consumer()?;
 
+    let (start, start_time) = (Instant::now(), Utc::now());
+    let times: Arc<[Times]> = (0..events).map(|_| Times::default()).collect();
+    let producer = match by {
+        By::Relay => None,
+        By::Writer => {
+            let context = Acknowledge { start, times: Arc::clone(&times) };
+            let producer = kafka::producer(topic.brokers()).create_with_context(context)?;
+            Some((producer, topic.name().to_owned()))
+        }
+    };
     let run = Arc::new(Run {
-        start: Instant::now(),
-        start_time: Utc::now(),
+        start,
+        start_time,
         per_second,
         at_once,
         next: Mutex::new(0),
-        times: (0..events).map(|_| Times::default()).collect(),
+        times,
         warm_up,
         repeats: AtomicU64::new(0),
         arrived: AtomicUsize::new(0),
         bell,
+        producer,
     });
     let end = CancellationToken::new();
     let receiver = {
@@ -136,10 +201,6 @@ pub(crate) async fn measure(
 }
 
 impl Run {
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
     /// The events to commit next: the one that is due next, or all that are due if they may go together.
     fn take(&self) -> Range<usize> {
         let due = (self.start.elapsed().as_secs_f64() * self.per_second as f64) as usize;
@@ -156,12 +217,20 @@ impl Run {
             }
             let due = Duration::from_secs_f64(taken.start as f64 / self.per_second as f64);
             tokio::time::sleep_until(self.start + due).await;
-            insert(&mut connection, taken.clone()).await?;
-            let now = self.now();
-            for event in &self.times[taken] {
+            let events: Vec<New> = taken.clone().map(New::of).collect();
+            insert(&mut connection, &events).await?;
+            let now = micros(self.start);
+            for event in &self.times[taken.clone()] {
                 event.committed.store(now, Ordering::Relaxed);
             }
-            self.bell.ring();
+            match &self.producer {
+                None => self.bell.ring(),
+                Some((producer, topic)) => {
+                    for (number, event) in taken.zip(&events) {
+                        event.produce(producer, topic, number)?;
+                    }
+                }
+            }
         }
     }
 
@@ -171,7 +240,7 @@ impl Run {
                 None | Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok(message)) => {
-                    let now = self.now();
+                    let now = micros(self.start);
                     let key = message.key().and_then(|key| Uuid::try_parse_ascii(key).ok());
                     let event = self.event(key.ok_or("a message without the key of an order")?)?;
                     if event.received.swap(now, Ordering::Relaxed) == 0 {
@@ -226,10 +295,11 @@ impl Run {
         }
         let measured = self.times.len() - self.warm_up;
         let missing = self.times.len() - self.arrived.load(Ordering::Relaxed);
-        let untold = if log.is_some() { measured - to_ack.len() } else { 0 };
+        let told = log.is_some() || self.producer.is_some();
+        let untold = if told { measured - to_ack.len() } else { 0 };
         Ok(Seen {
             per_second: measured as f64 / (last.saturating_sub(first).max(1) as f64 / 1e6),
-            to_ack: log.map(|_| Percentiles::of(to_ack)),
+            to_ack: told.then(|| Percentiles::of(to_ack)),
             to_consumer: Percentiles::of(to_consumer),
             events: self.times.len() as u64,
             errors: (missing + untold) as u64 + self.repeats.load(Ordering::Relaxed),
@@ -237,30 +307,61 @@ impl Run {
     }
 }
 
-/// The number of an event is the second half of its order's id.
-async fn insert(connection: &mut PgConnection, numbers: Range<usize>) -> Result<(), sqlx::Error> {
-    let ids: Vec<Uuid> = numbers.clone().map(|_| Uuid::now_v7()).collect();
-    let orders: Vec<Uuid> = ids
-        .iter()
-        .zip(numbers)
-        .map(|(id, number)| Uuid::from_u64_pair(id.as_u64_pair().0, number as u64))
-        .collect();
-    let payloads: Vec<String> = orders
-        .iter()
-        .map(|order| {
-            format!(
-                r#"{{"orderId":"{order}","customerId":42,"amountCents":2599,"currency":"USD","status":"created","createdAt":"2026-01-01T00:00:00.000000Z"}}"#
-            )
-        })
-        .collect();
+/// An event that is to be committed.
+struct New {
+    id: Uuid,
+    order: Uuid,
+    payload: String,
+}
+
+const KIND: &str = "order.created.v1";
+
+impl New {
+    /// The number of an event is the second half of its order's id.
+    fn of(number: usize) -> Self {
+        let id = Uuid::now_v7();
+        let order = Uuid::from_u64_pair(id.as_u64_pair().0, number as u64);
+        let payload = format!(
+            r#"{{"orderId":"{order}","customerId":42,"amountCents":2599,"currency":"USD","status":"created","createdAt":"2026-01-01T00:00:00.000000Z"}}"#
+        );
+        Self { id, order, payload }
+    }
+
+    fn produce(
+        &self,
+        producer: &ThreadedProducer<Acknowledge>,
+        topic: &str,
+        number: usize,
+    ) -> Result<(), KafkaError> {
+        let attributes = Attributes {
+            id: EventId::from(self.id),
+            source: "/orders",
+            kind: KIND,
+            subject: self.order,
+            time: Utc::now(),
+            version: 1,
+            traceparent: None,
+            tracestate: None,
+        };
+        let key = self.order.to_string();
+        let record = BaseRecord::with_opaque_to(topic, number).key(&key).payload(&self.payload);
+        let record = record.headers(events::kafka::headers(&attributes));
+        producer.send(record).map_err(|(error, _)| error)
+    }
+}
+
+async fn insert(connection: &mut PgConnection, events: &[New]) -> Result<(), sqlx::Error> {
+    let column = |of: fn(&New) -> Uuid| events.iter().map(of).collect::<Vec<Uuid>>();
+    let payloads: Vec<&str> = events.iter().map(|event| event.payload.as_str()).collect();
     sqlx::query(
         "insert into outbox (event_id, aggregate_type, aggregate_id, version, type, payload)
-         select event_id, 'order', order_id, 1, 'order.created.v1', payload::json
+         select event_id, 'order', order_id, 1, $4, payload::json
          from unnest($1::uuid[], $2::uuid[], $3::text[]) as event(event_id, order_id, payload)",
     )
-    .bind(ids)
-    .bind(orders)
+    .bind(column(|event| event.id))
+    .bind(column(|event| event.order))
     .bind(payloads)
+    .bind(KIND)
     .execute(connection)
     .await
     .map(drop)

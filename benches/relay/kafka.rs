@@ -48,8 +48,12 @@ pub(crate) struct Appended {
 }
 
 impl Topic {
+    pub(crate) fn existing(brokers: &str, name: &str) -> Self {
+        Self { brokers: brokers.to_owned(), name: name.to_owned() }
+    }
+
     pub(crate) async fn create(brokers: &str) -> Outcome<Self> {
-        let topic = Self { brokers: brokers.to_owned(), name: format!("bench-{}", Uuid::now_v7().simple()) };
+        let topic = Self::existing(brokers, &format!("bench-{}", Uuid::now_v7().simple()));
         let new = NewTopic::new(&topic.name, PARTITIONS, TopicReplication::Fixed(1))
             .set("message.timestamp.type", "LogAppendTime")
             .set("file.delete.delay.ms", "100");

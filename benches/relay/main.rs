@@ -44,12 +44,16 @@ struct Cli {
 enum Load {
     /// The events of a full outbox, produced from memory.
     Bare(Shape),
+    /// The same in a program that has the relay's allocator.
+    BareJemalloc(Shape),
     /// The relay on a full outbox.
     Drain { shape: Shape, old_snapshot: bool },
     /// The poller on a table of the same rows.
     Poller { old_snapshot: bool },
     /// The relay on an outbox that is written to, `at_once` events in a transaction at most.
     Commits { per_second: u64, at_once: usize },
+    /// The same without a relay, single commits: who commits an event produces it.
+    Direct { per_second: u64 },
     /// Two relays, of which the one that publishes is killed, or asked to end.
     Takeover { killed: bool },
     /// The relay on an empty outbox: `relay run`, or the publisher alone.
@@ -61,10 +65,12 @@ impl fmt::Display for Load {
         let held = |old_snapshot| if old_snapshot { " with an old snapshot held" } else { "" };
         match *self {
             Self::Bare(shape) => write!(f, "bare loop: {shape}"),
+            Self::BareJemalloc(shape) => write!(f, "bare loop with jemalloc: {shape}"),
             Self::Drain { shape, old_snapshot } => write!(f, "relay: {shape}{}", held(old_snapshot)),
             Self::Poller { old_snapshot } => write!(f, "poller: {}{}", Shape::One, held(old_snapshot)),
             Self::Commits { per_second, at_once: 1 } => write!(f, "relay: {per_second} commits a second"),
             Self::Commits { per_second, .. } => write!(f, "relay: {per_second} events a second in groups"),
+            Self::Direct { per_second } => write!(f, "no relay: {per_second} commits a second"),
             Self::Takeover { killed: true } => write!(f, "takeover after SIGKILL, 200 commits a second"),
             Self::Takeover { killed: false } => write!(f, "takeover after SIGTERM, 200 commits a second"),
             Self::Idle { all_stages: false } => write!(f, "idle publisher: statements"),
@@ -112,6 +118,8 @@ fn loads(api_rate: u64) -> Vec<Load> {
         drain(Shape::Hot),
         drain(Shape::One),
         Load::Bare(Shape::One),
+        Load::BareJemalloc(Shape::One),
+        Load::BareJemalloc(Shape::Five),
         Load::Bare(Shape::Five),
         drain(Shape::Five),
         drain(Shape::Thousand),
@@ -121,6 +129,7 @@ fn loads(api_rate: u64) -> Vec<Load> {
         commits(500),
         commits(2_000),
         commits(5_000),
+        Load::Direct { per_second: 5_000 },
         // What the API does at such a rate: single commits would be limited by the disk.
         Load::Commits { per_second: api_rate / 2, at_once: 64 },
         Load::Takeover { killed: true },

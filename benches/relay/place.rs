@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
 use tokio::sync::Mutex;
 
+use crate::commits::By;
 use crate::kafka::Topic;
 use crate::outbox::{HOT, Shape};
 use crate::shared::Outcome;
@@ -89,9 +90,11 @@ impl Place {
         let topic = Topic::create(&self.kafka.brokers()).await?;
         let sample = match load {
             Load::Bare(shape) => self.bare(shape, &topic).await,
+            Load::BareJemalloc(shape) => self.bare_jemalloc(shape, &topic).await,
             Load::Drain { shape, old_snapshot } => self.drain(shape, old_snapshot, &topic).await,
             Load::Poller { old_snapshot } => self.poller(old_snapshot, &topic).await,
             Load::Commits { per_second, at_once } => self.commits(per_second, at_once, &topic).await,
+            Load::Direct { per_second } => self.direct(per_second, &topic).await,
             Load::Takeover { killed } => self.takeover(killed, &topic).await,
             Load::Idle { all_stages } => self.idle(all_stages, &topic).await,
         }?;
@@ -105,6 +108,24 @@ impl Place {
         tokio::task::block_in_place(|| messages.produce(topic))?;
         let used = cpu::since(std::process::id(), used);
         drained(topic, None, messages.count() as u64, used, None).await
+    }
+
+    async fn bare_jemalloc(&self, shape: Shape, topic: &Topic) -> Outcome<Sample> {
+        drop(self.filled(shape).await?);
+        // Cargo builds the bench into `deps`, and examples beside that.
+        let program = std::env::current_exe()?.with_file_name("../examples/bare_jemalloc");
+        let output = tokio::process::Command::new(&program)
+            .args([&format!("{}{}", self.url, shape.database()), topic.brokers(), topic.name()])
+            .output()
+            .await
+            .map_err(|error| format!("{}: {error}; `make bench-relay` builds it", program.display()))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into());
+        }
+        let printed = String::from_utf8(output.stdout)?;
+        let (count, micros) = printed.trim().split_once(' ').ok_or("the bare loop says nothing")?;
+        let used = Duration::from_micros(micros.parse()?);
+        drained(topic, None, count.parse()?, Some(used), None).await
     }
 
     async fn drain(&self, shape: Shape, old_snapshot: bool, topic: &Topic) -> Outcome<Sample> {
@@ -155,13 +176,26 @@ impl Place {
     }
 
     async fn commits(&self, per_second: u64, at_once: usize, topic: &Topic) -> Outcome<Sample> {
+        self.warm().await?;
+        self.committed(per_second, at_once, self.duration, topic).await
+    }
+
+    async fn direct(&self, per_second: u64, topic: &Topic) -> Outcome<Sample> {
+        self.warm().await?;
+        self.fresh("commits").await?;
+        let database = self.server.clone().database("commits");
+        let run = commits::measure(&database, topic, By::Writer, per_second, 1, self.duration).await?;
+        Ok(run.seen(None)?.sample())
+    }
+
+    /// A young broker is slow: its code for many small requests is not compiled yet.
+    async fn warm(&self) -> Outcome<()> {
         if !self.warm.swap(true, Ordering::Relaxed) {
-            // A young broker is slow: its code for many small requests is not compiled yet.
             let topic = Topic::create(&self.kafka.brokers()).await?;
             self.committed(WARM.0, 1, WARM.1, &topic).await?;
             topic.delete().await?;
         }
-        self.committed(per_second, at_once, self.duration, topic).await
+        Ok(())
     }
 
     async fn committed(
@@ -175,20 +209,13 @@ impl Place {
         let mut relay = self.relay(&["publish"], "commits", topic, &commits::LOGGING)?;
         relay.ready(READY).await?;
         let database = self.server.clone().database("commits");
-        let run = commits::measure(&database, topic, per_second, at_once, duration).await?;
+        let run = commits::measure(&database, topic, By::Relay, per_second, at_once, duration).await?;
         let pid = relay.process().id();
         let (used, memory) = (cpu::time(pid), resident(pid).await);
         relay.terminate().await?;
         let seen = run.seen(Some(relay.process().log()))?;
-        Ok(Sample {
-            per_second: seen.per_second,
-            to_ack: seen.to_ack,
-            to_consumer: Some(seen.to_consumer),
-            cpu_per_event: used.map(|used| used.as_secs_f64() * 1e6 / seen.events as f64),
-            cpu_share: None,
-            memory,
-            errors: seen.errors,
-        })
+        let cpu_per_event = used.map(|used| used.as_secs_f64() * 1e6 / seen.events as f64);
+        Ok(Sample { cpu_per_event, memory, ..seen.sample() })
     }
 
     /// Events are committed all the time, and the publisher goes while another one stands by: the one that
@@ -219,21 +246,14 @@ impl Place {
             if killed { leader.kill() } else { leader.terminate().await }
         };
         let (per_second, at_once) = (200, 1);
-        let measured = commits::measure(&database, topic, per_second, at_once, TAKEOVER);
+        let measured = commits::measure(&database, topic, By::Relay, per_second, at_once, TAKEOVER);
         let (gone, run) = tokio::join!(goes, measured);
         gone?;
         let seen = run?.seen(None)?;
         standby.terminate().await?;
-        Ok(Sample {
-            per_second: seen.per_second,
-            to_ack: None,
-            to_consumer: Some(seen.to_consumer),
-            cpu_per_event: None,
-            cpu_share: None,
-            memory: None,
-            // A killed publisher may have published what it had not noted down yet.
-            errors: if killed { 0 } else { seen.errors },
-        })
+        // A killed publisher may have published what it had not noted down yet.
+        let errors = if killed { 0 } else { seen.errors };
+        Ok(Sample { errors, ..seen.sample() })
     }
 
     async fn idle(&self, all_stages: bool, topic: &Topic) -> Outcome<Sample> {

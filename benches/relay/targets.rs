@@ -23,6 +23,7 @@ pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
         let visits = visits(Load::Commits { per_second, at_once: 1 });
         median(visits.iter().filter(reached).filter_map(of).collect())
     };
+    let p99 = |sample: &Sample| sample.to_ack.map_or(f64::NAN, |to_ack| to_ack.p99);
     let drain = |shape| Load::Drain { shape, old_snapshot: false };
     let held = Load::Drain { shape: Shape::One, old_snapshot: true };
     let longest = |killed| middle(Load::Takeover { killed }, |sample| Some(sample.to_consumer?.p999));
@@ -37,6 +38,16 @@ pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
             "relay / bare loop, five events per order",
             rates(drain(Shape::Five), Load::Bare(Shape::Five)),
             AtLeast(0.8),
+        ),
+        Target::new(
+            "relay / bare loop with jemalloc, one event per order",
+            rates(drain(Shape::One), Load::BareJemalloc(Shape::One)),
+            Bound::None,
+        ),
+        Target::new(
+            "relay / bare loop with jemalloc, five events per order",
+            rates(drain(Shape::Five), Load::BareJemalloc(Shape::Five)),
+            Bound::None,
         ),
         Target::new(
             "a thousand orders / one event per order",
@@ -77,6 +88,15 @@ pub(crate) fn all(points: &[Point<Load, Sample>]) -> Vec<Target> {
             "p99 from commit to ack at 5,000 commits a second, ms",
             latency(5_000, |sample| Some(sample.to_ack?.p99)),
             AtMost(10.0),
+        ),
+        Target::new(
+            "the same / of a writer that produces itself",
+            by_round(
+                visits(Load::Commits { per_second: 5_000, at_once: 1 }),
+                visits(Load::Direct { per_second: 5_000 }),
+                |relay, direct| p99(relay) / p99(direct),
+            ),
+            Bound::None,
         ),
         Target::new("longest wait after the publisher's SIGKILL, ms", longest(true), AtMost(10_000.0)),
         Target::new("longest wait after the publisher's SIGTERM, ms", longest(false), AtMost(1_000.0)),
