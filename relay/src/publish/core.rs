@@ -218,7 +218,6 @@ pub(crate) struct Core {
     rung: bool,
     more: bool,
     poll_at: Duration,
-    read_began: Duration,
     /// When new rows are read at the earliest.
     read_at: Duration,
     look_at: Duration,
@@ -251,7 +250,6 @@ impl Core {
             rung: true,
             more: false,
             poll_at: Duration::ZERO,
-            read_began: Duration::ZERO,
             read_at: Duration::ZERO,
             look_at: Duration::ZERO,
             look_pace: *LOOK.start(),
@@ -406,8 +404,9 @@ impl Core {
         self.more = cut;
         self.read_all |= !cut;
         self.poll_at = now + self.limits.poll;
-        let pace = if rows.len() >= BUSY_ROWS { PACE } else { Duration::ZERO };
-        self.read_at = self.read_began + pace;
+        if rows.len() < BUSY_ROWS {
+            self.read_at = now;
+        }
         let seen: Vec<i64> = rows.iter().map(|row| row.seq).collect();
         let had_holes = self.frontier.hole_count();
         self.unsaved.extend(self.frontier.end_read(&seen, cut));
@@ -477,7 +476,7 @@ impl Core {
             return None;
         }
         self.rung = false;
-        self.read_began = now;
+        self.read_at = now + PACE;
         let mut open = self.frontier.begin_read();
         open.extend(wanted);
         let (above, bytes) = (self.frontier.high(), self.room());
